@@ -300,6 +300,7 @@ class QARecord(BaseModel):
     question: str = Field(min_length=1)
     answer: str = ""
     history: list[QARound] = Field(default_factory=list)
+    refusal: RefusalReason | None = None
     writer: str | None = None
     prompt_version: str | None = None
     verdict: str | None = None
@@ -311,6 +312,8 @@ class QARecord(BaseModel):
         count = len(self.targets)
         if self.kind == "absent" and count:
             raise ValueError("an absent record has no targets")
+        if (self.refusal is not None) != (self.kind == "absent"):
+            raise ValueError("absent records, and only they, carry the reason of their refusal")
         if self.kind != "absent" and count < (2 if self.kind == "several" else 1):
             raise ValueError(f"a record of kind {self.kind!r} has too few targets")
         single = (self.targets[0].label, self.targets[0].box) if count == 1 else (None, None)
