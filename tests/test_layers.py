@@ -1,0 +1,102 @@
+"""Who may import whom: imports go down only, and nothing heavy comes with the front doors."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+SOURCE = Path(__file__).resolve().parent.parent / "src" / "medisee"
+
+BASE = {"errors", "structures", "boxes", "entities"}
+PREDICTOR = BASE | {"io", "examples", "processing", "model", "runtime", "calibration", "hub"}
+TRAINING = BASE | {"data", "processing", "model", "calibration", "parallel", "evaluation.metrics"}
+FRONT = BASE | {
+    "io", "examples", "hub", "predictor", "training", "evaluation", "engine", "data", "commands",
+}  # fmt: skip
+
+# A room is a module or package below medisee; the longest name that fits a file is its room.
+MAY_IMPORT: dict[str, set[str]] = {
+    "__init__": BASE | {"io", "predictor"},
+    "__main__": {"cli"},
+    "errors": set(),
+    "boxes": {"errors"},
+    "structures": {"errors", "boxes", "io"},  # io: Answer.overlay and .save, on use
+    "entities": {"errors"},
+    "io": BASE | {"examples"},
+    "examples": BASE | {"io"},
+    "hub": BASE,
+    "processing": BASE,
+    "calibration": BASE,
+    "parallel": BASE,
+    "model": BASE | {"processing"},
+    "runtime": BASE | {"processing"},
+    "data": BASE | {"processing"},
+    "data.importers": BASE | {"io"},
+    "engine": BASE | {"data", "parallel"},
+    "evaluation.metrics": BASE,
+    "predictor": PREDICTOR,
+    "training": TRAINING,
+    "evaluation": BASE | {"predictor", "data", "calibration", "parallel", "hub"},
+    "serve": FRONT,
+    "commands": FRONT,
+    "cli": BASE | {"commands"},
+}
+HEAVY = {"torch", "transformers", "peft", "accelerate", "safetensors", "torchvision"}
+MAY_IMPORT_TORCH = ("model", "training", "data.dataset", "predictor", "runtime.compile")
+NEVER = {"torchvision", "timm", "monai", "supervision", "instructor", "distilabel"}
+
+
+def room_of(module: str) -> str:
+    parts = module.split(".")
+    names = [".".join(parts[:n]) for n in range(len(parts), 0, -1)]
+    return next((name for name in names if name in MAY_IMPORT), parts[0])
+
+
+def module_of(path: Path) -> str:
+    parts = path.relative_to(SOURCE).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" and len(parts) > 1 else parts)
+
+
+def imported(path: Path) -> Iterator[str]:
+    """Absolute names of all that a file imports, on use or at once."""
+    package = ["medisee", *path.relative_to(SOURCE).parent.parts]
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            up = package[: len(package) - node.level + 1] if node.level else []
+            base = ".".join([*up, *([node.module] if node.module else [])])
+            yield from (f"{base}.{alias.name}" for alias in node.names)
+
+
+FILES = sorted(SOURCE.rglob("*.py"))
+
+
+@pytest.mark.parametrize("path", FILES, ids=module_of)
+def test_imports_go_down_only(path: Path) -> None:
+    room = room_of(module_of(path))
+    assert room in MAY_IMPORT, f"{room} is new: give it a place in MAY_IMPORT"
+    names = [n.split(".", 1)[1] for n in imported(path) if n.startswith("medisee.")]
+    rooms = {room_of(name) for name in names if name != "__version__"}
+    assert rooms - MAY_IMPORT[room] - {room} == set()
+
+
+@pytest.mark.parametrize("path", FILES, ids=module_of)
+def test_torch_stays_in_its_rooms(path: Path) -> None:
+    tops = {name.split(".")[0] for name in imported(path)}
+    assert tops & NEVER == set()
+    if not module_of(path).startswith(MAY_IMPORT_TORCH):
+        assert tops & HEAVY == set()
+
+
+@pytest.mark.parametrize("statement", ["import medisee", "import medisee.cli"])
+def test_front_doors_are_light(statement: str) -> None:
+    heavy = sorted(HEAVY | {"onnxruntime", "nibabel", "pydicom"})
+    code = f"{statement}; import sys; print([m for m in {heavy} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
