@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -103,7 +103,7 @@ class Scene:
 def referring(scene: Scene) -> Draft | None:
     """A question that names its target."""
     label = scene.pick_label()
-    question = _name_question(scene, scene.entities[label], "referring")
+    question = _name_question(scene, scene.entities[label])
     return Draft("referring", question, scene.explanation(label), (label,))
 
 
@@ -123,6 +123,8 @@ def several(scene: Scene) -> Draft | None:
     if len(scene.shapes) < 2:
         return None
     pair = _side_pair(scene)
+    labels: tuple[str, ...]
+    phrase: str | None
     if pair is not None and scene.rng.random() < 0.4:
         labels, phrase = pair
     else:
@@ -140,6 +142,7 @@ def follow_up(scene: Scene) -> Draft | None:
     """One or two earlier rounds, then a question that builds on them."""
     label = scene.pick_label()
     special = _relation_to_earlier(scene, label)
+    question: str | None
     if special is not None and scene.rng.random() < 0.6:
         earlier, question = special
         history = [_round(scene, earlier)]
@@ -172,10 +175,8 @@ def absent(scene: Scene) -> Draft | None:
         return None
     weights = [1 / scene.weights[entity.name] for entity in candidates]
     entity = scene.rng.choices(candidates, weights)[0]
-    if scene.rng.random() < 0.5:
-        question = _name_question(scene, entity, "referring")
-    else:
-        question = _implicit_question(scene, entity, None)
+    named = scene.rng.random() < 0.5
+    question = _name_question(scene, entity) if named else _implicit_question(scene, entity, None)
     if question is None:
         return None
     return Draft("absent", question, _refusal(scene, reason, entity), refusal=reason)
@@ -209,9 +210,9 @@ def _refusal(scene: Scene, reason: RefusalReason, entity: Entity) -> str:
     return _agree(text.replace("{m}", kind), "x", language.with_article(name))
 
 
-def _name_question(scene: Scene, entity: Entity, group: str) -> str:
+def _name_question(scene: Scene, entity: Entity) -> str:
     name = _spoken_name(scene, entity)
-    template = scene.wording(group).replace("{bare}", name)
+    template = scene.wording("referring").replace("{bare}", name)
     template = template.replace("{Bare}", language.sentence_case(name))
     question = _agree(_fill(scene, template), "x", language.with_article(name))
     return language.casual(question, scene.rng)
@@ -347,7 +348,7 @@ def _side_pair(scene: Scene) -> tuple[tuple[str, ...], str] | None:
 def _round(scene: Scene, label: str) -> QARound:
     entity = scene.entities[label]
     question = _implicit_question(scene, entity, None) if scene.rng.random() < 0.5 else None
-    question = question or _name_question(scene, entity, "referring")
+    question = question or _name_question(scene, entity)
     return QARound(question=question, answer=scene.explanation(label))
 
 
@@ -419,7 +420,7 @@ def _agree(text: str, key: str, phrase: str) -> str:
     return text.replace("{" + key.upper() + "}", language.sentence_case(phrase))
 
 
-def _wordings() -> Mapping[str, Mapping[str, list[str]]]:
+def _wordings() -> Any:
     return rules.read_yaml("medisee.engine", "wordings.yaml")
 
 
@@ -427,5 +428,5 @@ def _wordings() -> Mapping[str, Mapping[str, list[str]]]:
 def _templates(group: str, split: str) -> Sequence[str]:
     entry = _wordings()
     for part in group.split("."):
-        entry = entry[part]  # type: ignore[assignment]
-    return rules.reserved_share(entry, split)  # type: ignore[arg-type]
+        entry = entry[part]
+    return rules.reserved_share(entry, split)

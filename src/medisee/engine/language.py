@@ -18,24 +18,29 @@ __all__ = [
     "with_indefinite",
 ]
 
-_SINGULAR_IN_S = frozenset(
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+_SINGULAR_IN_S = _words(
     "abscess atlas axis biceps bias caries diabetes gas herpes iris lens mass pancreas pelvis "
-    "process sepsis series species triceps".split()
+    "process sepsis series species triceps"
 )
-_IRREGULAR_PLURALS = frozenset(
+_IRREGULAR_PLURALS = _words(
     "alveoli bronchi children feet fungi ganglia glomeruli hippocampi humeri men nuclei "
-    "people sulci teeth thalami vertebrae villi women".split()
+    "people sulci teeth thalami vertebrae villi women"
 )
-_HEAD_ENDS = frozenset(
+_HEAD_ENDS = _words(
     "about above across after against along among and around as at away before behind below "
     "beneath beside between beyond but by down during for from here if in inside into just left "
     "like lying near next of off on onto or out outside over past right running seen shown since "
     "so sitting still that through to toward towards under until up upon used what when where "
     "which while who whose with within without you i we he she it they is are was were has have "
     "can may must does do did made making most often usually goes lies sits runs makes carries "
-    "gets gives keeps a an the each every any some my your his her its people doctors".split()
+    "gets gives keeps a an the each every any some my your his her its people doctors"
 )
-_DETERMINERS = frozenset("a an the my your his her its our their this that one".split())
+_DETERMINERS = _words("a an the my your his her its our their this that one")
 _ADJECTIVAL_SIDES = frozenset(("left", "right", "used", "most", "next", "inside", "outside"))
 _LEVEL = re.compile(r"^[CTLS]\d+(-[CTLS]?\d+)?$", re.IGNORECASE)
 
@@ -43,7 +48,7 @@ _LEVEL = re.compile(r"^[CTLS]\d+(-[CTLS]?\d+)?$", re.IGNORECASE)
 @lru_cache(maxsize=16384)
 def is_plural(phrase: str) -> bool:
     """Whether a noun phrase takes a plural verb, judged by its head noun."""
-    words = re.findall(r"[a-z0-9'’-]+", phrase.split(",")[0].lower())
+    words = re.findall(r"[a-z0-9'\u2019-]+", phrase.split(",")[0].lower())
     head: list[str] = []
     for word in words:
         if (
@@ -64,7 +69,7 @@ def is_plural(phrase: str) -> bool:
 def _is_plural_noun(word: str) -> bool:
     if word in _IRREGULAR_PLURALS:
         return True
-    if word in _SINGULAR_IN_S or not word.endswith("s") or re.search("['’]s?$", word):
+    if word in _SINGULAR_IN_S or not word.endswith("s") or re.search("['\u2019]s?$", word):
         return False
     return not re.search("(ss|us|is)$", word)
 

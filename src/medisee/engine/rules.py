@@ -7,7 +7,6 @@ part (or the kind of image) excludes it.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from importlib import resources
 from typing import Any, TypeVar
@@ -121,8 +120,9 @@ def absent_entities(
 def _absence(image: ImageRecord, entity: Entity) -> RefusalReason | None:
     shown = family(image.modality)
     visible_in = {family(modality) for modality in entity.modalities}
-    if entity.name in _limited(shown, image.body_part):
-        return RefusalReason.WRONG_MODALITY
+    for reason in (RefusalReason.NOT_IN_VIEW, RefusalReason.WRONG_MODALITY):
+        if entity.name in _limited(reason.value, shown, image.body_part):
+            return reason
     if visible_in == {"microscopy"} and shown != "microscopy":
         return RefusalReason.WRONG_MODALITY
     if entity.kind in _ANYWHERE or (shown == "endoscopy" and entity.name in _HOLLOW):
@@ -148,12 +148,12 @@ def limit_questions(image: ImageRecord, split: str) -> list[tuple[str, str]]:
 
 
 @lru_cache(maxsize=256)
-def _limited(shown: str, body_part: str) -> frozenset[str]:
-    groups = read_yaml("medisee.engine", "limits.yaml")["labels"]
+def _limited(reason: str, shown: str, body_part: str) -> frozenset[str]:
     return frozenset(
         name
-        for group in groups
-        if shown in group["families"] and body_part in group["body_parts"]
+        for group in read_yaml("medisee.engine", "limits.yaml")[reason]
+        if shown in (group["families"] or [shown])
+        and body_part in (group["body_parts"] or [body_part])
         for name in group["names"]
     )
 
