@@ -93,6 +93,7 @@ MODALITIES = frozenset(
     )
 )
 
+_OFF_TOPIC = "off_topic.yaml"  # questions without an entity; the data engine reads them
 _SIDES = ("left", "right")
 _ARTICLES = frozenset(("a", "an", "the"))
 _SINGULARS = {"axes": "axis", "ganglia": "ganglion", "larynges": "larynx", "teeth": "tooth"}
@@ -191,7 +192,7 @@ def load_entities() -> Entities:
     """
     entities: dict[str, Entity] = {}
     for file in sorted(resources.files(__name__).iterdir(), key=lambda item: item.name):
-        if file.name.endswith(".yaml"):
+        if file.name.endswith(".yaml") and file.name != _OFF_TOPIC:
             for entity in _read(file.read_text(encoding="utf-8"), file.name):
                 if entity.name in entities:
                     raise DataError(f"{file.name}: the entity '{entity.name}' occurs twice")
