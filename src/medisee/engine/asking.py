@@ -23,7 +23,14 @@ __all__ = ["Draft", "Scene", "absent", "follow_up", "implicit", "referring", "se
 Kind = Literal["implicit", "referring", "absent", "several", "round"]
 Perspective = Literal["attribute", "location"]
 
+_RARE = 0.25  # weight of a structure without training images: as one with 16 of them
 _SINGULAR, _PLURAL = ("is", "it", "it"), ("are", "they", "them")
+# An implicit question about looks alone may fit something else in an image without its target.
+_LOOKS = re.compile(
+    r"\b(bright|dark|white|black|gr[ae]y|pale|red|shad\w*|spots?|dots?|blobs?|patch(es)?|round|oval"
+    r"|circles?|lines?|streaks?|bands?|rings?|zone|area|abnormal|lump|mass|growth)\b",
+    re.IGNORECASE,
+)
 _FRAMES_FOR_SHORT = re.compile(r"\{d\} (\{is\}|outlined|marked)")
 _LEVEL = re.compile(r"^([CTL])(\d+) (vertebral body|vertebra)$")
 _DISC = re.compile(r"^L(\d)-(?:L\d|S1) intervertebral disc$")
@@ -77,7 +84,7 @@ class Scene:
     def absent(self) -> Mapping[RefusalReason, list[Entity]]:
         """What cannot be in this image."""
         known = [self.entities[label] for label in self.weights]
-        return rules.absent_entities(self.image, known)
+        return rules.absent_entities(self.image, (*known, *rules.elsewhere()))
 
     def pick_label(self) -> str:
         """A label of the image, rare categories more often."""
@@ -173,7 +180,8 @@ def absent(scene: Scene) -> Draft | None:
     candidates = scene.absent[reason]
     if not candidates:
         return None
-    weights = [1 / scene.weights[entity.name] for entity in candidates]
+    # Common categories more often, lest being asked for at all tells that something is there.
+    weights = [1 / scene.weights.get(entity.name, _RARE) for entity in candidates]
     entity = scene.rng.choices(candidates, weights)[0]
     named = scene.rng.random() < 0.5
     question = _name_question(scene, entity) if named else _implicit_question(scene, entity, None)

@@ -42,7 +42,7 @@ _HEAD_ENDS = _words(
 )
 _DETERMINERS = _words("a an the my your his her its our their this that one")
 _ADJECTIVAL_SIDES = frozenset(("left", "right", "used", "most", "next", "inside", "outside"))
-_LEVEL = re.compile(r"^[CTLS]\d+(-[CTLS]?\d+)?$", re.IGNORECASE)
+_NUMBERED = re.compile(r"(^| )[A-Z]*\d+(-[A-Z]*\d+)?$", re.IGNORECASE)
 
 
 @lru_cache(maxsize=16384)
@@ -91,8 +91,8 @@ def spoken(label: str) -> str:
 
 
 def with_article(name: str) -> str:
-    """The name with "the", except for bare vertebral levels and what has a determiner."""
-    if _LEVEL.match(name) or re.match(r"(the|a|an|both|my|your)\b", name, re.IGNORECASE):
+    """The name with "the", except behind a number ("L4", "rib 9") or a determiner."""
+    if _NUMBERED.search(name) or re.match(r"(the|a|an|both|my|your)\b", name, re.IGNORECASE):
         return name
     return f"the {name}"
 
@@ -117,9 +117,9 @@ def casual(text: str, rng: random.Random) -> str:
     """Now and then the text as it is typed in a hurry: lower case, no full stop, a typo."""
     roll = rng.random()
     if roll < 0.12:
-        return text.lower().rstrip(".?! ")
+        return text.lower().rstrip(".?! ") or text
     if roll < 0.17:
-        return text.rstrip(".?! ")
+        return text.rstrip(".?! ") or text
     if roll < 0.21:
         return _typo(text, rng)
     if roll < 0.23 and text.endswith("?"):

@@ -19,6 +19,7 @@ from medisee.structures import RefusalReason
 
 __all__ = [
     "absent_entities",
+    "elsewhere",
     "family",
     "leaks",
     "limit_questions",
@@ -135,6 +136,26 @@ def _absence(image: ImageRecord, entity: Entity) -> RefusalReason | None:
         # Such images show one inner surface or one small piece of tissue.
         may_show = {image.body_part}
     return None if own & may_show else RefusalReason.NOT_IN_VIEW
+
+
+@lru_cache(maxsize=1)
+def elsewhere() -> tuple[Entity, ...]:
+    """Structures that are asked for only where they cannot be in view."""
+    return tuple(
+        Entity(
+            name=entry["name"],
+            synonyms=tuple(entry["synonyms"]),
+            side=None,
+            kind="organ",
+            body_parts=tuple(entry["body_parts"]),
+            modalities=("CT", "MR", "ultrasound"),
+            codes={},
+            explanation=(),
+            descriptions=tuple(entry["descriptions"]),
+            questions=tuple(entry["questions"]),
+        )
+        for entry in read_yaml("medisee.engine", "elsewhere.yaml")
+    )
 
 
 def limit_questions(image: ImageRecord, split: str) -> list[tuple[str, str]]:
