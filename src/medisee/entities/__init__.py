@@ -218,7 +218,9 @@ def _entity(entry: Any, file: str) -> Entity:
     known = {f.name for f in fields(Entity)}
     if odd := sorted(map(str, entry.keys() ^ known)):
         raise DataError(f"{where}: keys missing or unknown: {', '.join(odd)}")
-    values = {key: tuple(v) if isinstance(v, list) else v for key, v in entry.items()}
+    values: dict[str, Any] = {
+        key: tuple(v) if isinstance(v, list) else v for key, v in entry.items()
+    }
     _check_values(values, where)
     entity = Entity(**values)
     _check_sentences(entity, where)
@@ -257,7 +259,7 @@ def _check_sentences(entity: Entity, where: str) -> None:
 
 def _normalise(text: str, sides: bool = True) -> str:
     """Lower-case American singulars without articles, one blank between the words."""
-    plain = unicodedata.normalize("NFKD", text.lower().replace("’", "'"))
+    plain = unicodedata.normalize("NFKD", text.lower().replace("\u2019", "'"))
     plain = "".join(c for c in plain if not unicodedata.combining(c))
     words = re.findall("[a-z0-9]+", re.sub(r"'s\b", "", plain))
     dropped = _ARTICLES if sides else _ARTICLES.union(_SIDES)
