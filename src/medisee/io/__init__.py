@@ -1,0 +1,12 @@
+"""Images in, answers out: `read_image` and `write_answer`.
+
+Nothing here knows a model. pydicom and nibabel are imported by the readers that need them, on use.
+"""
+
+from __future__ import annotations
+
+from medisee.io.display import WINDOWS
+from medisee.io.reading import ImageSource, read_image
+from medisee.io.writing import write_answer
+
+__all__ = ["WINDOWS", "ImageSource", "read_image", "write_answer"]
