@@ -7,6 +7,6 @@ from __future__ import annotations
 
 from medisee.io.display import WINDOWS
 from medisee.io.reading import ImageSource, read_image
-from medisee.io.writing import write_answer
+from medisee.io.writing import free_stem, write_answer
 
-__all__ = ["WINDOWS", "ImageSource", "read_image", "write_answer"]
+__all__ = ["WINDOWS", "ImageSource", "free_stem", "read_image", "write_answer"]

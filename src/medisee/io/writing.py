@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import tempfile
@@ -15,7 +16,7 @@ from PIL import Image
 from medisee.errors import InputError
 from medisee.structures import Answer
 
-__all__ = ["write_answer"]
+__all__ = ["free_stem", "write_answer"]
 
 _SUFFIX = re.compile(r"(\.nii(\.gz)?|\.[A-Za-z][A-Za-z0-9]{0,4})$", re.IGNORECASE)
 
@@ -51,10 +52,24 @@ def write_answer(
         return [(Path(draft) / name).replace(folder / name) for name in names]
 
 
+def free_stem(answers: Sequence[Answer], directory: str | Path) -> str:
+    """The default stem, with -2, -3... added while answers of that stem are in the directory."""
+    base = _default_stem(answers[0])
+    names = (base if number == 1 else f"{base}-{number}" for number in itertools.count(1))
+    folder = Path(directory)
+    return next(
+        name for name in names if not any(_files_of(folder, stem) for stem in _stems(answers, name))
+    )
+
+
+def _default_stem(answer: Answer) -> str:
+    return _SUFFIX.sub("", Path(answer.image.source).name)
+
+
 def _stems(answers: Sequence[Answer], stem: str | None) -> list[str]:
     if not answers:
         raise InputError("there is no answer to write")
-    base = stem if stem is not None else _SUFFIX.sub("", Path(answers[0].image.source).name)
+    base = stem if stem is not None else _default_stem(answers[0])
     if not base or base != Path(base).name or "\0" in base:
         raise InputError("the name of the output files must be a plain file name")
     if len(answers) == 1:

@@ -1,0 +1,116 @@
+"""The command line: one table of commands, each imported only when it is used.
+
+Exit codes: 0 done (a refusal is an answer), 1 a fault of MediSee itself, 2 input that cannot be
+used, 3 a refusal when `--fail-on-refusal` asks for it, 130 stopped with Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+import warnings
+from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+
+import medisee
+from medisee.commands.screen import plain
+from medisee.errors import MediSeeError
+
+__all__ = ["COMMANDS", "main"]
+
+COMMANDS = {
+    "ask": "medisee.commands.ask:ask",
+    "chat": "medisee.commands.chat:chat",
+    "targets": "medisee.commands.targets:targets",
+    "models": "medisee.commands.models:models",
+    "train": "medisee.commands.train:train",
+}
+"""Command -> "module:function"; the function's signature and docstring are the command's."""
+
+
+def main(argv: Sequence[str] | None = None) -> NoReturn:
+    """Run the command line on `argv` (default: the process's own) and exit."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not sys.warnoptions and not _debugging():
+        warnings.simplefilter("ignore")  # those of other packages mean nothing to a user
+    try:
+        _build(arguments)(arguments, prog_name="medisee")
+    except MediSeeError as error:
+        _leave(str(error), error.exit_code)
+    except OSError as error:
+        _leave(_describe(error), MediSeeError.exit_code)
+    except MemoryError:
+        _leave("not enough memory; try a smaller image or close other programs", 2)
+    except Exception as error:  # noqa: BLE001 - the last stop before the user
+        _leave(_report(error), 1)
+    sys.exit(0)
+
+
+def _build(arguments: list[str]) -> typer.Typer:
+    """The app with the one command that `arguments` name, or with all (help, typing errors)."""
+    app = typer.Typer(
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        rich_markup_mode="markdown",
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    app.callback()(_top)
+    named = next((word for word in arguments if not word.startswith("-")), "")
+    for name in [named] if named in COMMANDS else COMMANDS:
+        module, function = COMMANDS[name].split(":")
+        app.command(name)(getattr(import_module(module), function))
+    return app
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"medisee {medisee.__version__}")
+        raise typer.Exit
+
+
+def _top(
+    version: Annotated[
+        bool,
+        typer.Option("--version", help="Print the version.", callback=_show_version, is_eager=True),
+    ] = False,
+) -> None:
+    """Ask a medical image a question; get a mask, a box and an explanation.
+
+    Try: medisee ask example:abdomen-mr "Which organ makes bile?"
+
+    A research tool, not a medical device.
+    """
+
+
+def _debugging() -> bool:
+    return bool(os.environ.get("MEDISEE_DEBUG"))
+
+
+def _leave(line: str, code: int) -> NoReturn:
+    """Print one line for the user on standard error and exit."""
+    if _debugging() and sys.exc_info()[0] is not None:
+        traceback.print_exc()
+    typer.echo(f"medisee: {plain(line)}", err=True)
+    sys.exit(code)
+
+
+def _describe(error: OSError) -> str:
+    reason = error.strerror or type(error).__name__
+    return f"{reason}: {error.filename}" if error.filename else reason
+
+
+def _report(error: Exception) -> str:
+    """Kind and place of a fault, without its text: that could hold what is in an image."""
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    place = f"{Path(frame.filename).name}:{frame.lineno}"
+    return (
+        f"something went wrong inside MediSee {medisee.__version__} "
+        f"({type(error).__name__} at {place}). Please report it; "
+        "MEDISEE_DEBUG=1 shows the traceback."
+    )

@@ -1,0 +1,78 @@
+"""Arguments that several commands share: one place for their names and help texts."""
+
+from __future__ import annotations
+
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+__all__ = [
+    "DeviceOption",
+    "FrameOption",
+    "ImageArgument",
+    "JsonOption",
+    "ModelOption",
+    "OutOption",
+    "Plane",
+    "PlaneOption",
+    "SliceOption",
+    "WindowOption",
+]
+
+_CHOICES = "Which image of the file"
+
+
+class Plane(str, Enum):
+    """Standard planes that a volume can be cut in."""
+
+    AXIAL = "axial"
+    CORONAL = "coronal"
+    SAGITTAL = "sagittal"
+
+
+ImageArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="IMAGE",
+        help="PNG, JPEG, TIFF, BMP, WebP, DICOM or NIfTI file, or example:NAME "
+        "(see medisee examples).",
+    ),
+]
+ModelOption = Annotated[
+    str, typer.Option("--model", "-m", help="Name, folder or hub id of the model.")
+]
+DeviceOption = Annotated[
+    str | None, typer.Option(help="Where to compute: cpu, cuda, cuda:1, mps. Default: the best.")
+]
+JsonOption = Annotated[
+    bool, typer.Option("--json", help="Print JSON for machines, and nothing else, to stdout.")
+]
+OutOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--out", "-o", file_okay=False, help="Folder for the results; made where it is missing."
+    ),
+]
+SliceOption = Annotated[
+    int | None,
+    typer.Option(
+        "--slice", help="Slice of a volume, from 0. Default: middle.", rich_help_panel=_CHOICES
+    ),
+]
+PlaneOption = Annotated[
+    Plane | None,
+    typer.Option(help="Plane of a volume. Default: as acquired.", rich_help_panel=_CHOICES),
+]
+FrameOption = Annotated[
+    int | None, typer.Option(help="Frame of a series, from 0.", rich_help_panel=_CHOICES)
+]
+WindowOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="CENTRE,WIDTH",
+        help="Grey values to show, such as 40,400, or a name: soft-tissue, lung, bone, brain ...",
+        rich_help_panel=_CHOICES,
+    ),
+]
