@@ -344,13 +344,21 @@ def _side_pair(scene: Scene) -> tuple[tuple[str, ...], str] | None:
         return None
     left = scene.rng.choice(lefts)
     right = left.replace("left", "right")
-    noun = re.sub(r"\bleft ", "", left)
-    many = language.plural(noun) if left.startswith("left ") else None
-    phrases = [f"{language.with_article(language.spoken(noun))} on both sides"]
-    if many is not None:
-        phrases += [f"both {many}", f"the {many}", f"the left and right {noun}", f"the two {many}"]
+    phrases = _both(left)
     labels = (left, right) if scene.rng.random() < 0.5 else (right, left)
     return labels, scene.rng.choice(phrases)
+
+
+def _both(left: str) -> list[str]:
+    """Phrases for the left and the right one together, from the label of the left one."""
+    noun = re.sub(r"\bleft ", "", left)
+    if match := re.match("(.+) of left (.+)$", left):
+        parts, wholes = language.plural(match[1]), language.plural(match[2])
+        return [f"the {parts} of both {wholes}"]
+    many = language.plural(noun)
+    if many is None:
+        return [f"{language.with_article(noun)} on both sides"]
+    return [f"both {many}", f"the {many}", f"the left and right {noun}", f"the two {many}"]
 
 
 def _round(scene: Scene, label: str) -> QARound:
@@ -364,8 +372,8 @@ def _history(scene: Scene, label: str) -> list[QARound]:
     """Rounds about other structures of the image; without others, one that was refused."""
     others = [other for other in scene.shapes if other != label]
     if not others or scene.rng.random() < 0.15:
-        draft = absent(scene)
-        return [QARound(question=draft.question, answer=draft.answer)] if draft else []
+        draft = absent(scene) or _off_topic(scene, RefusalReason.UNCLEAR)
+        return [QARound(question=draft.question, answer=draft.answer)]
     number = 2 if len(others) > 1 and scene.rng.random() < 0.3 else 1
     return [_round(scene, other) for other in scene.rng.sample(others, number)]
 
@@ -424,6 +432,7 @@ def _agree(text: str, key: str, phrase: str) -> str:
     many = language.is_plural(phrase)
     for slot, word in zip(("is", "it", "them"), _PLURAL if many else _SINGULAR, strict=True):
         text = text.replace("{" + slot + "}", word)
+        text = text.replace("{" + slot.capitalize() + "}", word.capitalize())
     text = text.replace("{" + key + "}", phrase)
     return text.replace("{" + key.upper() + "}", language.sentence_case(phrase))
 

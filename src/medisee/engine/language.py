@@ -32,7 +32,7 @@ _IRREGULAR_PLURALS = _words(
     "people sulci teeth thalami vertebrae villi women"
 )
 _HEAD_ENDS = _words(
-    "about above across after against along among and around as at away before behind below "
+    "not two three four five six seven eight nine about above across after against along among and around as at away before behind below "
     "beneath beside between beyond but by down during for from here if in inside into just left "
     "like lying near next of off on onto or out outside over past right running seen shown since "
     "so sitting still that through to toward towards under until up upon used what when where "
@@ -48,15 +48,14 @@ _NUMBERED = re.compile(r"(^| )[A-Z]*\d+(-[A-Z]*\d+)?$", re.IGNORECASE)
 @lru_cache(maxsize=16384)
 def is_plural(phrase: str) -> bool:
     """Whether a noun phrase takes a plural verb, judged by its head noun."""
-    words = re.findall(r"[a-z0-9'\u2019-]+", phrase.split(",")[0].lower())
+    words = re.findall(r"[A-Za-z0-9'\u2019-]+", _until_comma(phrase))
     head: list[str] = []
     for word in words:
-        if (
-            head
-            and word in _HEAD_ENDS
-            and len(head) > (head[0] in _DETERMINERS)
-            and not (word in _ADJECTIVAL_SIDES and len(head) < 2)
-        ):
+        # An abbreviation in capitals that ends in S is no plural: "STS".
+        word = word if word.isupper() else word.lower()
+        adjective = word in _ADJECTIVAL_SIDES and len(head) < 2
+        opened = bool(head) and len(head) > (head[0] in _DETERMINERS)
+        if word in _HEAD_ENDS and opened and not adjective:
             break
         head.append(word)
     if head[:1] == ["both"] or head[:1] == ["these"] or head[:1] == ["those"]:
@@ -64,6 +63,12 @@ def is_plural(phrase: str) -> bool:
     while len(head) > 2 and re.search(r"(ed|ing|ly)$", head[-1]):
         head.pop()
     return bool(head) and _is_plural_noun(head[-1])
+
+
+def _until_comma(phrase: str) -> str:
+    """The part before the first comma, or the second where the first part is one adjective."""
+    parts = phrase.split(",")
+    return " ".join(parts[:2]) if len(parts[0].split()) < 3 else parts[0]
 
 
 def _is_plural_noun(word: str) -> bool:
