@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -26,6 +26,7 @@ __all__ = ["COMMANDS", "main"]
 COMMANDS = {
     "ask": "medisee.commands.ask:ask",
     "chat": "medisee.commands.chat:chat",
+    "examples": "medisee.commands.examples:examples",
     "targets": "medisee.commands.targets:targets",
     "models": "medisee.commands.models:models",
     "train": "medisee.commands.train:train",
@@ -39,7 +40,9 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     if not sys.warnoptions and not _debugging():
         warnings.simplefilter("ignore")  # those of other packages mean nothing to a user
     try:
-        _build(arguments)(arguments, prog_name="medisee")
+        code = _build(arguments)(
+            arguments or ["--help"], prog_name="medisee", standalone_mode=False
+        )
     except MediSeeError as error:
         _leave(str(error), error.exit_code)
     except OSError as error:
@@ -47,14 +50,15 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     except MemoryError:
         _leave("not enough memory; try a smaller image or close other programs", 2)
     except Exception as error:  # noqa: BLE001 - the last stop before the user
+        if hasattr(error, "format_message"):  # Typer's usage errors; their class is not public
+            _leave(_usage(error), 2)
         _leave(_report(error), 1)
-    sys.exit(0)
+    sys.exit(code or 0)
 
 
 def _build(arguments: list[str]) -> typer.Typer:
     """The app with the one command that `arguments` name, or with all (help, typing errors)."""
     app = typer.Typer(
-        no_args_is_help=True,
         add_completion=False,
         pretty_exceptions_enable=False,
         rich_markup_mode="markdown",
@@ -98,6 +102,14 @@ def _leave(line: str, code: int) -> NoReturn:
         traceback.print_exc()
     typer.echo(f"medisee: {plain(line)}", err=True)
     sys.exit(code)
+
+
+def _usage(error: Any) -> str:
+    """What is wrong with the words after `medisee`, and where help is."""
+    command = getattr(error.ctx, "command_path", "medisee")
+    message = error.format_message().rstrip()
+    stop = "" if message.endswith((".", "?")) else "."
+    return f"{message}{stop} Try: {command} --help"
 
 
 def _describe(error: OSError) -> str:

@@ -11,6 +11,7 @@ from medisee.commands.screen import (
     describe_image,
     output,
     plain,
+    print_refusal,
     print_result,
     print_text,
     print_written,
@@ -48,6 +49,7 @@ def show_image(image: MedicalImage) -> None:
     print_text(describe_image(image), "bold")
     for note in image.notes:
         print_text(note, "dim")
+    print_text("")
 
 
 def open_session(image: MedicalImage, model: str, device: str | None) -> Any:
@@ -67,6 +69,7 @@ def show_answer(session: Any, question: str, explain: bool = True) -> Answer:
     else:
         with spinner("Thinking ..."):
             answer = session.ask(question, explain=False)
+        print_refusal(answer)
         if answer.text:
             print_text(answer.text)
     print_result(answer)
@@ -78,6 +81,7 @@ def _stream(session: Any, question: str) -> Answer:
     pieces = iter(session.stream(question))
     with spinner("Thinking ..."):
         answer: Answer = next(pieces)
+    print_refusal(answer)
     writer = _WordWrap(output().width)
     try:
         for piece in pieces:

@@ -51,9 +51,7 @@ JsonOption = Annotated[
 ]
 OutOption = Annotated[
     Path | None,
-    typer.Option(
-        "--out", "-o", file_okay=False, help="Folder for the results; made where it is missing."
-    ),
+    typer.Option("--out", "-o", help="Folder for the results; made where it is missing."),
 ]
 SliceOption = Annotated[
     int | None,

@@ -26,6 +26,7 @@ __all__ = [
     "print_error",
     "print_json",
     "print_question",
+    "print_refusal",
     "print_result",
     "print_text",
     "print_written",
@@ -34,10 +35,10 @@ __all__ = [
 ]
 
 _REFUSALS = {
-    "not_in_view": "Not in this image",
-    "wrong_modality": "Not visible in this kind of image",
-    "not_medical": "Not a medical question",
-    "unclear": "The question is unclear",
+    "not_in_view": "Not in this image.",
+    "wrong_modality": "This kind of image does not show it.",
+    "not_medical": "Not a question about a medical image.",
+    "unclear": "The question is unclear.",
 }
 
 
@@ -76,9 +77,12 @@ def print_json(value: Any) -> None:
     sys.stdout.write("\n")
 
 
-def print_text(text: str, style: str = "", end: str = "\n") -> None:
-    """Text on standard output, exactly as it is: no markup, no highlighting."""
-    output().print(plain(text), style=style or None, markup=False, end=end)
+def print_text(text: str, style: str = "", wrap: bool = True) -> None:
+    """Text on standard output, exactly as it is: no markup, no highlighting.
+
+    `wrap` breaks lines between words; without it they can be copied whole.
+    """
+    output().print(plain(text), style=style or None, markup=False, soft_wrap=not wrap)
 
 
 def print_error(line: str) -> None:
@@ -101,15 +105,19 @@ def describe_image(image: MedicalImage) -> str:
     return ", ".join(parts)
 
 
-def print_result(answer: Answer) -> None:
-    """Findings or refusal, then warnings; the explanation was printed before."""
-    console = output()
+def print_refusal(answer: Answer) -> None:
+    """The reason of a refusal, in a few words above the explanation; nothing for findings."""
     if answer.refusal is not None:
         print_text(_REFUSALS[answer.refusal.value], "bold yellow")
-    elif answer.findings:
-        console.print(findings_table(answer.findings, answer.image))
+
+
+def print_result(answer: Answer) -> None:
+    """Findings, then warnings; the explanation was printed before."""
+    if answer.findings:
+        output().print(findings_table(answer.findings, answer.image))
     for warning in answer.warnings:
         print_text(f"! {warning}", "yellow")
+    print_text("")
 
 
 def findings_table(findings: Sequence[Finding], image: MedicalImage) -> Table:
