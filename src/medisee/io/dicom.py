@@ -123,7 +123,7 @@ def read_dicom(stream: BinaryIO, request: ReadRequest) -> MedicalImage:
         stored = _decode(stream, frame, header, request)
         pixels, display, rendering = _render(stored, header, request)
     spacing, spacing_note = _spacing(header)
-    notes = (f"frame {frame} of 0 to {frames - 1}" if frames > 1 else "", rendering, spacing_note)
+    notes = (f"frame {frame} of {frames}, counted from 0" if frames > 1 else "", rendering, spacing_note)
     return MedicalImage(
         pixels=pixels,
         display=display,

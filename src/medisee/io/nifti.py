@@ -49,25 +49,32 @@ def read_nifti(stream: BinaryIO, request: ReadRequest) -> MedicalImage:
         (size_mm[rows], size_mm[columns]),
         plane,
     )
-    request.check_size(*turned.shape)
-    if not np.isfinite(turned).any():
-        raise InputError(f"{request.name}: none of the slice's pixels is a number")
-    grey, rendering = render_grey(turned, request.window, hounsfield=looks_like_hounsfield(turned))
-    notes = [f"{plane or 'slice along the last axis'}, slice {index} of 0 to {shape[axis] - 1}"]
-    if volumes > 1:
-        notes.append(f"frame {volume} of 0 to {volumes - 1}")
-    if directions is None:
-        notes.append("the file states no orientation: left and right are unknown")
+    display, rendering = _display(turned, request)
+    notes = (
+        f"{plane or 'last axis'}: slice {index} of {shape[axis]}, counted from 0",
+        f"frame {volume} of {volumes}, counted from 0" if volumes > 1 else "",
+        "the file states no orientation: left and right are unknown" if directions is None else "",
+        rendering,
+    )
     return MedicalImage(
         pixels=turned,
-        display=grey_to_rgb(grey),
+        display=display,
         modality=None,
         spacing=spacing,
         orientation=orientation,
         source=request.name,
         affine=None if directions is None else np.asarray(image.affine, dtype=np.float64),
-        notes=tuple(note for note in (*notes, rendering) if note),
+        notes=tuple(note for note in notes if note),
     )
+
+
+def _display(values: NDArray[Any], request: ReadRequest) -> tuple[NDArray[np.uint8], str]:
+    request.check_size(*values.shape)
+    if not np.isfinite(values).any():
+        raise InputError(f"{request.name}: none of the slice's pixels is a number")
+    hounsfield = looks_like_hounsfield(values)
+    grey, rendering = render_grey(values, request.window, hounsfield=hounsfield)
+    return grey_to_rgb(grey), rendering
 
 
 def _open(stream: BinaryIO, request: ReadRequest) -> Any:

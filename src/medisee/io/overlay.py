@@ -6,6 +6,8 @@ with the TrueType font that Pillow carries.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter
@@ -31,7 +33,7 @@ _LEAST_SIDE, _MOST_SIDE = 768, 1600
 _LEAST_WIDTH = 640  # room for the caption under a narrow image
 _FILL = 0.26
 
-Canvas = NDArray[np.float32]
+Canvas = NDArray[np.floating[Any]]
 
 
 def draw_answer(answer: Answer) -> Image.Image:

@@ -42,7 +42,7 @@ def from_pil(image: Image.Image, request: ReadRequest) -> MedicalImage:
         page = request.pick("frame", pages, default=0)
         image.seek(page)
         request.check_size(image.height, image.width)
-        notes.append(f"frame {page} of 0 to {pages - 1}")
+        notes.append(f"frame {page} of {pages}, counted from 0")
     if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
         image = ImageOps.exif_transpose(image)
         notes.append("turned as its EXIF orientation says")

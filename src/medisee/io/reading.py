@@ -75,18 +75,20 @@ def read_image(
     if isinstance(source, (bytes, bytearray, memoryview)):
         return _read_stream(io.BytesIO(source), request)
     if isinstance(source, (str, PathLike)):
-        path = _locate(source)
+        path, name = _locate(source)
         with _opened(path) as stream:
-            return _read_stream(stream, replace(request, name=path.name))
+            return _read_stream(stream, replace(request, name=name))
     return _read_pil(source, request)
 
 
-def _locate(source: str | PathLike[str]) -> Path:
+def _locate(source: str | PathLike[str]) -> tuple[Path, str]:
+    """The file, and what messages and results call it."""
     if isinstance(source, str) and source.startswith(EXAMPLE_PREFIX):
         from medisee.examples import example_path
 
-        return example_path(source.removeprefix(EXAMPLE_PREFIX))
-    return Path(source)
+        name = source.removeprefix(EXAMPLE_PREFIX)
+        return example_path(name), name
+    return Path(source), Path(source).name
 
 
 @contextmanager
