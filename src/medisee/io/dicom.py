@@ -7,7 +7,6 @@ image was taken stays in the file.
 from __future__ import annotations
 
 import struct
-import warnings
 import zlib
 from typing import Any, BinaryIO
 
@@ -113,17 +112,18 @@ _MAX_INFLATED_BYTES = 1 << 30
 def read_dicom(stream: BinaryIO, request: ReadRequest) -> MedicalImage:
     """Read one frame; of a file with several the middle one, unless `frame` names another."""
     request.allow_only({"frame", "window"}, "a DICOM image")
-    with warnings.catch_warnings():
-        # pydicom's warnings quote element values, which belong in no log.
-        warnings.simplefilter("ignore")
-        header = _read_header(stream, request)
-        frames = int(header.get("NumberOfFrames") or 1)
-        frame = request.pick("frame", frames, default=(frames - 1) // 2)
-        _flatten_groups(header, frame)
-        stored = _decode(stream, frame, header, request)
-        pixels, display, rendering = _render(stored, header, request)
+    header = _read_header(stream, request)
+    frames = int(header.get("NumberOfFrames") or 1)
+    frame = request.pick("frame", frames, default=(frames - 1) // 2)
+    _flatten_groups(header, frame)
+    stored = _decode(stream, frame, header, request)
+    pixels, display, rendering = _render(stored, header, request)
     spacing, spacing_note = _spacing(header)
-    notes = (f"frame {frame} of {frames}, counted from 0" if frames > 1 else "", rendering, spacing_note)
+    notes = (
+        f"frame {frame} of {frames}, counted from 0" if frames > 1 else "",
+        rendering,
+        spacing_note,
+    )
     return MedicalImage(
         pixels=pixels,
         display=display,
@@ -215,7 +215,9 @@ def _render(
 
         stored = apply_color_lut(stored, header)[..., :3]
     elif photometric != "RGB" and not photometric.startswith("YBR"):
-        raise InputError(f"{request.name}: colours of the kind '{photometric}' cannot be shown")
+        raise InputError(
+            f"{request.name}: colours of the kind '{photometric[:16]}' cannot be shown"
+        )
     if stored.ndim != 3 or stored.shape[2] != 3:
         raise InputError(f"{request.name}: a colour image needs three samples for each pixel")
     colour = colour_to_8_bits(stored, request.name)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -11,7 +10,7 @@ from PIL import ExifTags, Image, ImageOps
 
 from medisee.errors import InputError
 from medisee.io.display import grey_to_rgb, render_grey
-from medisee.io.request import ReadRequest
+from medisee.io.request import TOO_LARGE, ReadRequest
 from medisee.structures import MedicalImage
 
 __all__ = ["FORMATS", "from_array", "from_pil", "read_raster"]
@@ -21,14 +20,10 @@ FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "WEBP")
 
 def read_raster(stream: BinaryIO, request: ReadRequest) -> MedicalImage:
     """Read one picture; of a file with several pages the first, unless `frame` names another."""
-    with warnings.catch_warnings():
-        # Pillow only warns between one and two times its own limit; ours is checked below.
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        try:
-            image = Image.open(stream, formats=FORMATS)
-        except Image.DecompressionBombError:
-            request.check_size(2**16, 2**16)
-            raise
+    try:
+        image = Image.open(stream, formats=FORMATS)
+    except Image.DecompressionBombError as error:  # twice the size of Pillow's own limit
+        raise InputError(f"{request.name}: {TOO_LARGE}") from error
     return from_pil(image, request)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -93,15 +94,15 @@ def _locate(source: str | PathLike[str]) -> tuple[Path, str]:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[BinaryIO]:
-    if path.is_dir():
-        raise InputError(f"{path}: is a folder; name one image file in it")
     try:
+        if path.is_dir():
+            raise InputError(f"{path}: is a folder; name one image file in it")
         if path.exists() and not path.is_file():
             raise InputError(f"{path}: is not a regular file")
         stream = path.open("rb")
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or "not a file name"
-        raise InputError(f"{path}: cannot be opened ({reason})") from error
+        raise InputError(f"{str(path)[:200]}: cannot be opened ({reason})") from error
     with stream:
         yield stream
 
@@ -194,10 +195,16 @@ def _stranger(head: bytes) -> str:
 
 @contextmanager
 def _one_clear_line(request: ReadRequest, kind: str) -> Iterator[None]:
-    """Turn whatever a decoder raises on a damaged file into one InputError."""
+    """Turn whatever a decoder raises on a damaged file into one InputError.
+
+    What decoders warn about is not passed on: pydicom quotes the values of elements, which
+    belong in no log, and Pillow warns of sizes that are checked against our own limit.
+    """
     name = {"raster": "picture", "dicom": "DICOM", "nifti": "NIfTI"}.get(kind, kind)
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
     except MediSeeError:
         raise
     except MemoryError as error:

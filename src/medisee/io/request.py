@@ -8,10 +8,15 @@ from dataclasses import dataclass, fields
 from medisee.errors import InputError
 from medisee.io.display import Window
 
-__all__ = ["MAX_PIXELS", "Plane", "ReadRequest"]
+__all__ = ["MAX_PIXELS", "TOO_LARGE", "Plane", "ReadRequest"]
 
 MAX_PIXELS = 100_000_000
 """Largest image that is opened, in pixels: a guard against decompression bombs."""
+
+TOO_LARGE = (
+    f"more than the {MAX_PIXELS // 1_000_000} million pixels that MediSee opens; "
+    "crop or shrink the image first"
+)
 
 Plane = str
 """`axial`, `coronal` or `sagittal`."""
@@ -38,10 +43,7 @@ class ReadRequest:
         if height < 1 or width < 1:
             raise InputError(f"{self.name}: the image is empty ({width} x {height} pixels)")
         if height * width > MAX_PIXELS:
-            raise InputError(
-                f"{self.name}: {width} x {height} pixels are more than the "
-                f"{MAX_PIXELS // 1_000_000} million that MediSee opens; crop or shrink it first"
-            )
+            raise InputError(f"{self.name}: {width} x {height}: {TOO_LARGE}")
 
     def pick(self, choice: str, count: int, default: int) -> int:
         """Index into `count` slices or frames: the caller's choice, else `default`."""
