@@ -8,11 +8,21 @@ H and W of the original image.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
+from tokenizers import Tokenizer
 
+from .errors import ModelError
+from .structures import RefusalReason
+
+SEG_TOKEN = "[SEG]"
 IMAGENET_MEAN = np.array([123.675, 116.28, 103.53], np.float32)
 IMAGENET_STD = np.array([58.395, 57.12, 57.375], np.float32)
 
@@ -75,3 +85,208 @@ def _resize(display: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
     shrinks = shape[0] < display.shape[0] or shape[1] < display.shape[1]
     kind = Image.Resampling.BOX if shrinks else Image.Resampling.BILINEAR
     return np.asarray(Image.fromarray(display).resize((shape[1], shape[0]), kind))
+
+
+CLIP_MEAN = np.array([0.48145466, 0.4578275, 0.40821073], np.float32)
+CLIP_STD = np.array([0.26862954, 0.26130258, 0.27577711], np.float32)
+
+
+def clip_input(display: np.ndarray, size: int) -> np.ndarray:
+    """(3, size, size) float32: CLIP's shortest edge to `size`, central square, its mean and std."""
+    height, width = display.shape[:2]
+    scale = size / min(height, width)
+    shape = (max(int(width * scale), size), max(int(height * scale), size))
+    resized = Image.fromarray(display).resize(shape, Image.Resampling.BICUBIC)
+    left, top = (shape[0] - size) // 2, (shape[1] - size) // 2
+    square = np.asarray(resized.crop((left, top, left + size, top + size)), np.float32)
+    return ((square / 255 - CLIP_MEAN) / CLIP_STD).transpose(2, 0, 1)
+
+
+@dataclass(frozen=True)
+class PromptTemplate:
+    """How a conversation is written for one language model.
+
+    Special tokens stand in these strings by name; whatever a person types is encoded apart from
+    them, and so never becomes one.
+
+    Attributes:
+        prefix: what precedes the question; `<image>` stands for all image tokens.
+        question: one question, `{}` being its text, up to where the answer begins.
+        end: what ends an answer.
+        next_round: what follows an answer when another question comes.
+    """
+
+    prefix: str
+    question: str
+    end: str
+    next_round: str
+
+
+@dataclass(frozen=True)
+class ProcessorConfig:
+    """All that turns an image and a question into arrays; `processor_config.json`.
+
+    Attributes:
+        template: the conversation's format.
+        candidates: candidate tokens in router order.
+        image_token: the image placeholder.
+        image_seq_length: image tokens per image.
+        segmenter_size, normalisation, pad: see `segmenter_input`.
+        clip_size: side of the MLLM's own image input; None where it shares the encoder.
+    """
+
+    template: PromptTemplate
+    candidates: tuple[str, ...]
+    image_token: str
+    image_seq_length: int
+    segmenter_size: int
+    normalisation: str
+    pad: bool
+    clip_size: int | None = None
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> ProcessorConfig:
+        template = PromptTemplate(**values["template"])
+        return cls(**{**values, "template": template, "candidates": tuple(values["candidates"])})
+
+
+MORE = " Also"
+REFUSAL_OPENINGS = {
+    RefusalReason.NOT_IN_VIEW: "Nothing",
+    RefusalReason.WRONG_MODALITY: "This",
+    RefusalReason.NOT_MEDICAL: "That",
+    RefusalReason.UNCLEAR: "Please",
+}
+"""The first word of a refusal tells its reason, so that one position's logits decide."""
+
+QUESTION_LIMIT = 2000
+
+
+def answer_opening(candidates: tuple[str, ...]) -> str:
+    """ "It is [SEG] and [BBOX]." for two candidates; the segmentation token is named first."""
+    names = [SEG_TOKEN] + [name for name in candidates if name != SEG_TOKEN]
+    listed = names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+    return f"It is {listed}."
+
+
+class MediSeeProcessor:
+    """Tokens, templates and image inputs of one model; `from_pretrained` / `save_pretrained`."""
+
+    def __init__(self, config: ProcessorConfig, tokenizer: Tokenizer) -> None:
+        self.config = config
+        self.tokenizer = tokenizer
+        # What is typed stays text, even where it spells a special token.
+        tokenizer.encode_special_tokens = True
+        self._special = {
+            token.content: index for index, token in tokenizer.get_added_tokens_decoder().items()
+        }
+        names = sorted(self._special, key=len, reverse=True)
+        self._split = re.compile("(" + "|".join(map(re.escape, names)) + ")")
+        opening = answer_opening(config.candidates)
+        self.group = self.encode_template(opening)
+        self.more = self.encode_template(opening.replace("It is", MORE, 1))
+        self.openings = [self.group[0]] + [
+            self.encode_text(word)[0] for word in REFUSAL_OPENINGS.values()
+        ]
+        self.prefix_ids = self._prefix()
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path) -> MediSeeProcessor:
+        """Reads `processor_config.json` and `tokenizer.json` of a model folder.
+
+        Raises:
+            ModelError: if either is missing or unreadable.
+        """
+        folder = Path(folder)
+        try:
+            values = json.loads((folder / "processor_config.json").read_text())
+            tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+            return cls(ProcessorConfig.from_dict(values), tokenizer)
+        except Exception as error:  # tokenizers raises plain Exception
+            raise ModelError(f"{folder} holds no usable MediSee processor ({error})") from error
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        text = json.dumps(asdict(self.config), indent=2)
+        (folder / "processor_config.json").write_text(text + "\n")
+        self.tokenizer.save(str(folder / "tokenizer.json"))
+
+    # ---- text --------------------------------------------------------------------------------
+
+    @property
+    def end_id(self) -> int:
+        return self.encode_template(self.config.template.end)[0]
+
+    def encode_text(self, text: str) -> list[int]:
+        """Ids of plain text; special tokens in it are encoded as the characters they are."""
+        return self.tokenizer.encode(text, add_special_tokens=False).ids
+
+    def encode_template(self, text: str) -> list[int]:
+        """Ids of text that we wrote, in which special tokens stand by name."""
+        ids: list[int] = []
+        for part in filter(None, self._split.split(text)):
+            ids += [self._special[part]] if part in self._special else self.encode_text(part)
+        return ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return self.tokenizer.decode(list(ids), skip_special_tokens=True).strip()
+
+    def question_ids(self, question: str, history: Sequence[tuple[str, str]] = ()) -> list[int]:
+        """Ids from after the image up to where the answer begins.
+
+        Args:
+            question: what the person asks.
+            history: earlier rounds, (question, explanation), oldest first.
+        """
+        template = self.config.template
+        before, after = template.question.split("{}")
+        ids: list[int] = []
+        for asked, answered in history:
+            ids += self.encode_template(before) + self.encode_text(asked)
+            ids += self.encode_template(after) + self.encode_text(answered)
+            ids += self.encode_template(template.end + template.next_round)
+        ids += self.encode_template(before) + self.encode_text(question)
+        return ids + self.encode_template(after)
+
+    def answer_ids(self, explanation: str, targets: int) -> list[int]:
+        """Ids of a whole answer: `targets` groups, then the explanation; none: a refusal."""
+        groups = self.group + self.more * (targets - 1) if targets else []
+        text = f" {explanation}" if targets else explanation
+        return groups + self.encode_text(text) + self.encode_template(self.config.template.end)
+
+    def _prefix(self) -> list[int]:
+        image = self._special[self.config.image_token]
+        ids: list[int] = []
+        for token in self.encode_template(self.config.template.prefix):
+            ids += [image] * self.config.image_seq_length if token == image else [token]
+        return ids
+
+    # ---- images ------------------------------------------------------------------------------
+
+    def segmenter_input(self, display: np.ndarray) -> SegmenterInput:
+        config = self.config
+        return segmenter_input(display, config.segmenter_size, config.normalisation, config.pad)
+
+    def mllm_pixels(self, display: np.ndarray) -> np.ndarray | None:
+        """The MLLM's own image input (3, s, s); None where it sees through the segmenter."""
+        size = self.config.clip_size
+        return None if size is None else clip_input(display, size)
+
+
+def restore_mask(logits: np.ndarray, size: int, content: tuple[int, int], original: tuple[int, int]) -> np.ndarray:
+    """(h, w) mask logits on the padded square -> (H, W) float32 logits on the original grid.
+
+    Args:
+        size: side S of the segmenter's input.
+        content: (height, width) of the image within the square.
+        original: (H, W).
+    """
+    if logits.shape[0] != size:
+        logits = _resize_float(logits, (size, size))
+    return _resize_float(logits[: content[0], : content[1]], original)
+
+
+def _resize_float(values: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    image = Image.fromarray(np.ascontiguousarray(values, np.float32))
+    return np.asarray(image.resize((shape[1], shape[0]), Image.Resampling.BILINEAR))

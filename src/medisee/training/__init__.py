@@ -1,0 +1,80 @@
+"""Training: one door, `train(recipe)`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from ..data.sa_med2d import Index
+from ..engine import compose_records
+from ..entities import load_entities
+from ..errors import DataError
+from ..model import MediSeeModel
+from ..processing import MediSeeProcessor
+from .encoding import encode_images
+from .features import FeatureCache, fingerprint
+from .loop import load_checkpoint, run_stage
+from .recipe import Recipe, Stage, read_recipe
+from .tasks import Context, category_states
+from .targets import Targets
+
+__all__ = ["Recipe", "Stage", "read_recipe", "train"]
+
+
+def train(recipe: Recipe | str | Path) -> Path:
+    """Runs a recipe; returns the folder of the trained model.
+
+    A stage that was begun goes on from its last checkpoint, one that was finished is skipped.
+
+    Raises:
+        DataError: a recipe, data set or checkpoint that cannot be used.
+        ModelError: a model folder that cannot be used.
+    """
+    if not isinstance(recipe, Recipe):
+        recipe = read_recipe(recipe)
+    torch.set_num_threads(recipe.threads)
+    out = Path(recipe.out)
+    context = prepare(recipe)
+    for stage in recipe.stages:
+        run_stage(context, recipe, stage, out / stage.name)
+    final = out / "model"
+    context.model.save_pretrained(final)
+    context.processor.save_pretrained(final)
+    return final
+
+
+def prepare(recipe: Recipe) -> Context:
+    """Model, features and questions of a run."""
+    index = Index.open(recipe.data)
+    processor = MediSeeProcessor.from_pretrained(recipe.init)
+    model = MediSeeModel.from_pretrained(recipe.init)
+    entities = load_entities()
+    labels = sorted({label for r in index.records("train") for label in r.labels} & set(entities))
+    if not labels:
+        raise DataError(f"{recipe.data} has no training image with a known label")
+    size = processor.config.segmenter_size
+    encoder = model.segmenter.vision_encoder
+    cache = FeatureCache(_cache_folder(recipe), fingerprint(encoder), size)
+    files = [index.root / r.image for s in ("train", "val") for r in index.records(s)]
+    encode_images(cache, files, encoder)
+    return Context(
+        model=model,
+        processor=processor,
+        train=Targets(index, "train", labels, cache, size),
+        val=Targets(index, "val", labels, cache, size),
+        states=category_states(
+            labels, model.config.num_candidates, model.config.hidden_size, recipe.states_seed
+        ),
+        train_records=list(compose_records(index, entities, "train", recipe.records, recipe.seed)),
+        val_records=list(compose_records(index, entities, "val", 1200, recipe.seed)),
+        seed=recipe.seed,
+    )
+
+
+def _cache_folder(recipe: Recipe) -> Path:
+    if recipe.cache is not None:
+        return Path(recipe.cache)
+    from platformdirs import user_cache_path
+
+    return user_cache_path("medisee") / "features"

@@ -1,0 +1,177 @@
+"""The training loop: stages, checkpoints, exact resume, progress, metrics."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from ..errors import DataError
+from ..model import MediSeeModel
+from ..model.losses import weighted_sum
+from .recipe import Recipe, Stage
+from .tasks import TASKS, Context
+
+
+def run_stage(context: Context, recipe: Recipe, stage: Stage, folder: Path) -> None:
+    """Runs one stage to its end, from its last checkpoint where there is one."""
+    groups = trainable(context.model, stage)
+    optimizer = torch.optim.AdamW(groups, weight_decay=stage.weight_decay)
+    task = TASKS[stage.task](context, stage)
+    log = MetricsLog(folder / "metrics.jsonl")
+    start = load_checkpoint(context.model, optimizer, folder)
+    began, recent = time.monotonic(), {}
+    with _progress() as progress:
+        bar = progress.add_task(stage.name, total=stage.steps, completed=start, losses="")
+        for step in range(start, stage.steps):
+            losses = train_step(context.model, task, optimizer, recipe, stage, step)
+            recent = {k: 0.95 * recent.get(k, v) + 0.05 * v for k, v in losses.items()}
+            progress.update(bar, advance=1, losses=_row(recent))
+            done = step + 1
+            if done % stage.validate_every == 0 or done == stage.steps:
+                context.model.eval()
+                log.write(stage.name, done, time.monotonic() - began, recent, task.validate())
+            if done % recipe.checkpoint_every == 0 or done == stage.steps:
+                save_checkpoint(context.model, optimizer, folder, done)
+
+
+def train_step(
+    model: MediSeeModel,
+    task: Any,
+    optimizer: torch.optim.Optimizer,
+    recipe: Recipe,
+    stage: Stage,
+    step: int,
+) -> dict[str, float]:
+    """One optimiser step; returns the unweighted losses.
+
+    Raises:
+        DataError: when a loss is not finite; the last checkpoint is kept.
+    """
+    # Dropout too follows from the step, so that a resumed run equals an undisturbed one.
+    torch.manual_seed((recipe.seed * 1_000_003 + step) % 2**31)
+    model.train()
+    model.segmenter.vision_encoder.eval()
+    factor = schedule(step, stage)
+    for group in optimizer.param_groups:
+        group["lr"] = group["base_lr"] * factor
+    with torch.autocast("cpu", torch.bfloat16, enabled=recipe.precision == "bf16"):
+        losses = task.losses(step, step / stage.steps)
+    total = weighted_sum(losses, stage.weights)
+    if not torch.isfinite(total):
+        raise DataError(
+            f"stage {stage.name}: the loss is not finite at step {step}; lower the learning rate "
+            "and resume from the last checkpoint"
+        )
+    optimizer.zero_grad(set_to_none=True)
+    total.backward()
+    torch.nn.utils.clip_grad_norm_(
+        [p for group in optimizer.param_groups for p in group["params"]], stage.clip
+    )
+    optimizer.step()
+    return {name: float(value) for name, value in losses.items()} | {"total": float(total)}
+
+
+def trainable(model: MediSeeModel, stage: Stage) -> list[dict[str, Any]]:
+    """Parameter groups by name prefix (the longest that fits); all others are frozen."""
+    groups: dict[str, list[Tensor]] = {prefix: [] for prefix in stage.rates}
+    for name, parameter in model.named_parameters():
+        fitting = [p for p in stage.rates if name.startswith(p)]
+        parameter.requires_grad_(bool(fitting))
+        if fitting:
+            groups[max(fitting, key=len)].append(parameter)
+    for prefix, parameters in groups.items():
+        if not parameters:
+            raise DataError(f"stage {stage.name}: no parameter begins with {prefix!r}")
+    return [
+        {"params": parameters, "lr": stage.rates[prefix], "base_lr": stage.rates[prefix]}
+        for prefix, parameters in groups.items()
+    ]
+
+
+def schedule(step: int, stage: Stage) -> float:
+    """Linear warm-up, then a cosine down to a twentieth."""
+    if step < stage.warmup:
+        return (step + 1) / stage.warmup
+    progress = (step - stage.warmup) / max(stage.steps - stage.warmup, 1)
+    return 0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def save_checkpoint(
+    model: MediSeeModel, optimizer: torch.optim.Optimizer, folder: Path, step: int
+) -> None:
+    """Writes beside the old checkpoint, then swaps: a kill at any moment leaves a whole one."""
+    part, final, old = folder / "checkpoint.part", folder / "checkpoint", folder / "checkpoint.old"
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    weights = {n: p.detach().contiguous() for n, p in model.named_parameters() if p.requires_grad}
+    save_file(weights, part / "trained.safetensors")
+    torch.save(optimizer.state_dict(), part / "optimizer.pt")
+    (part / "state.json").write_text(json.dumps({"step": step}))
+    if final.exists():
+        shutil.rmtree(old, ignore_errors=True)
+        final.rename(old)
+    part.rename(final)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def load_checkpoint(
+    model: MediSeeModel, optimizer: torch.optim.Optimizer | None, folder: Path
+) -> int:
+    """Loads the last whole checkpoint of a stage; the number of steps done, 0 without one."""
+    found = next((f for n in ("checkpoint", "checkpoint.old") if (f := folder / n).exists()), None)
+    if found is None:
+        return 0
+    weights = load_file(found / "trained.safetensors")
+    _, unexpected = model.load_state_dict(weights, strict=False)
+    if unexpected:
+        raise DataError(f"{found} belongs to another model; choose another output folder")
+    if optimizer is not None:
+        optimizer.load_state_dict(torch.load(found / "optimizer.pt", weights_only=True))
+    return int(json.loads((found / "state.json").read_text())["step"])
+
+
+class MetricsLog:
+    """Appends one JSON line per measurement."""
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.path = path
+
+    def write(
+        self,
+        stage: str,
+        step: int,
+        seconds: float,
+        losses: dict[str, float],
+        metrics: dict[str, float],
+    ) -> None:
+        row = {"stage": stage, "step": step, "seconds": round(seconds, 1)}
+        row |= {f"loss_{name}": round(value, 4) for name, value in losses.items()}
+        row |= {f"val_{name}": round(value, 4) for name, value in metrics.items()}
+        with self.path.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+
+
+def _row(losses: dict[str, float]) -> str:
+    return " ".join(f"{name} {value:.3f}" for name, value in losses.items())
+
+
+def _progress() -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed}/{task.total}"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[losses]}"),
+        console=Console(stderr=True),
+    )

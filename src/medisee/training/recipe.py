@@ -1,0 +1,99 @@
+"""A training run as a YAML file: what is trained on what, in which stages, at which rates."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from ..errors import DataError
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class Stage(_Strict):
+    """One stage of a run.
+
+    Attributes:
+        name: folder name of its checkpoints.
+        task: `localise` and `masks` train the heads on fixed category states, `language` trains
+            the MLLM to emit those states and to explain, `joint` trains everything end to end.
+        steps, batch: optimiser steps, and targets (heads) or images (language, joint) a step.
+        questions: questions per image in a step (language, joint).
+        rates: learning rate of each parameter-name prefix; whatever is not named is frozen.
+        weights: weight of each loss term.
+        warmup: steps of linear warm-up; a cosine decay to a twentieth follows.
+        augment: probability that an example is cropped, shifted and scaled.
+        explain: share of answers whose explanation is supervised too.
+        true_boxes: (start, end) share of true, jittered boxes that prompt the mask decoder.
+        validate_every: steps between two measurements on the validation split.
+    """
+
+    name: str
+    task: Literal["localise", "masks", "language", "joint"]
+    steps: int = Field(gt=0)
+    batch: int = Field(gt=0)
+    questions: int = Field(8, gt=0)
+    rates: dict[str, float]
+    weights: dict[str, float]
+    warmup: int = 100
+    augment: float = 0.0
+    explain: float = 1.0
+    true_boxes: tuple[float, float] = (1.0, 0.2)
+    validate_every: int = 500
+    weight_decay: float = 0.01
+    clip: float = 1.0
+
+
+class Recipe(_Strict):
+    """A whole run.
+
+    Attributes:
+        data: folder in SA-Med2D's layout with `index.jsonl`.
+        init: folder of the model to start from, or "nano" for the shipped one.
+        out: folder for checkpoints, logs and the trained model.
+        cache: folder for the frozen encoder's features; the platform's cache folder by default.
+        records: questions composed per split by the offline writer.
+        states_seed: seed of the fixed category states.
+        threads: CPU threads.
+        precision: `bf16` computes matrix products in bfloat16; weights stay fp32.
+        checkpoint_every: steps between two checkpoints.
+    """
+
+    data: str
+    init: str
+    out: str
+    cache: str | None = None
+    seed: int = 0
+    states_seed: int = 7
+    records: int = 60_000
+    threads: int = Field(2, gt=0)
+    precision: Literal["fp32", "bf16"] = "bf16"
+    checkpoint_every: int = 250
+    stages: list[Stage]
+
+
+def read_recipe(path: str | Path) -> Recipe:
+    """Reads and checks a recipe.
+
+    Raises:
+        DataError: naming the field that is wrong.
+    """
+    try:
+        values = yaml.safe_load(Path(path).read_text())
+    except OSError as error:
+        raise DataError(f"cannot read the recipe {path}: {error.strerror}") from error
+    except yaml.YAMLError as error:
+        raise DataError(f"the recipe {path} is not valid YAML") from error
+    if not isinstance(values, dict):
+        raise DataError(f"the recipe {path} must be a mapping of settings")
+    try:
+        return Recipe(**values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise DataError(f"recipe {path}: {where}: {first['msg']}") from error

@@ -1,0 +1,140 @@
+"""The labelled targets of a split as arrays, their features, and geometric augmentation.
+
+Coordinates are those of the segmenter's padded square, 0..1 ("square" below).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from ..boxes import mask_to_box
+from ..data.sa_med2d import ImageRecord, Index
+from ..processing import fit_longest_side
+from .features import FeatureCache
+
+POOLED = 16
+
+
+@dataclass(frozen=True)
+class Target:
+    """One category in one image: `box` is cxcywh in the square."""
+
+    image: int
+    label: int
+    box: tuple[float, float, float, float]
+
+
+class Targets:
+    """Images, labels and features of one split.
+
+    Args:
+        labels: every label that the run knows, in a fixed order.
+        size: side S of the segmenter's input.
+    """
+
+    def __init__(
+        self, index: Index, split: str, labels: list[str], cache: FeatureCache, size: int
+    ) -> None:
+        self.index, self.cache, self.size = index, cache, size
+        self.labels = labels
+        self.images = [r for r in index.records(split) if set(r.labels) & set(labels)]
+        self.row = {record.image: i for i, record in enumerate(self.images)}
+        self.content = torch.zeros(len(self.images), 2)
+        self.originals: list[tuple[int, int]] = []
+        self.targets: list[Target] = []
+        number = {label: i for i, label in enumerate(labels)}
+        for row, record in enumerate(self.images):
+            self._add(row, record, number)
+        self.pooled = torch.stack([self._pooled(record) for record in self.images])
+
+    def _add(self, row: int, record: ImageRecord, number: dict[str, int]) -> None:
+        with Image.open(self.index.root / record.image) as image:
+            width, height = image.size
+        h, w = fit_longest_side(height, width, self.size)
+        self.content[row] = torch.tensor([w / self.size, h / self.size])
+        self.originals.append((height, width))
+        for label in record.labels:
+            if label not in number:
+                continue
+            box = mask_to_box(self.index.load_mask(record, label))
+            if box is not None:
+                x1, y1, x2, y2 = np.array(box) / [width, height, width, height]
+                cx, cy = (x1 + x2) / 2 * w / self.size, (y1 + y2) / 2 * h / self.size
+                size = ((x2 - x1) * w / self.size, (y2 - y1) * h / self.size)
+                self.targets.append(Target(row, number[label], (cx, cy, *size)))
+
+    def path(self, row: int) -> Path:
+        return self.index.root / self.images[row].image
+
+    def features(self, row: int) -> Tensor:
+        """(C, E, E) float32 embedding."""
+        return torch.from_numpy(self.cache.load(self.path(row), 0).astype(np.float32))
+
+    def _pooled(self, record: ImageRecord) -> Tensor:
+        array = self.cache.load(self.index.root / record.image, 0)
+        full = torch.from_numpy(np.array(array)).float()
+        return F.adaptive_avg_pool2d(full, POOLED).half()
+
+    def mask(self, row: int, labels: list[str]) -> Tensor:
+        """(S, S) bool: union of the labels' masks on the square."""
+        files = [file for label in labels for file in self.images[row].files(label)]
+        mask = self.index.load_union(files)
+        h, w = fit_longest_side(*mask.shape, self.size)
+        grey = Image.fromarray(mask.astype(np.uint8) * 255)
+        kind = Image.Resampling.BOX if h < mask.shape[0] else Image.Resampling.BILINEAR
+        square = np.zeros((self.size, self.size), bool)
+        square[:h, :w] = np.asarray(grey.resize((w, h), kind)) > 127
+        return torch.from_numpy(square)
+
+    def sampling_weights(self) -> np.ndarray:
+        """Probability of each target: a category with n targets gets a share as sqrt(n)."""
+        counts = Counter(target.label for target in self.targets)
+        weights = np.array([counts[target.label] ** -0.5 for target in self.targets])
+        return weights / weights.sum()
+
+
+def random_windows(count: int, share: float, random: np.random.Generator) -> Tensor:
+    """(count, 4) x, y, width, height of the part of the square that is shown.
+
+    A `share` of them is cropped, shifted and stretched; the others are the whole square.
+    """
+    windows = torch.tensor([[0.0, 0.0, 1.0, 1.0]]).repeat(count, 1)
+    for row in np.flatnonzero(random.random(count) < share):
+        size = random.uniform(0.65, 1.1) * random.uniform(0.92, 1.08, 2)
+        room = 1 - size
+        start = np.where(room > 0, random.uniform(0, 1, 2) * room, room / 2)
+        start = start + random.uniform(-0.05, 0.05, 2)
+        windows[row] = torch.tensor([*start, *size])
+    return windows
+
+
+def crop_maps(maps: Tensor, windows: Tensor, side: int, mode: str = "bilinear") -> Tensor:
+    """Shows each window of (T, C, E, E) maps on a side x side grid."""
+    scale, start = windows[:, 2:], windows[:, :2]
+    theta = torch.zeros(len(maps), 2, 3)
+    theta[:, 0, 0], theta[:, 1, 1] = scale[:, 0], scale[:, 1]
+    theta[:, :, 2] = 2 * start + scale - 1
+    grid = F.affine_grid(theta, [len(maps), 1, side, side], align_corners=False)
+    return F.grid_sample(maps, grid, mode=mode, padding_mode="border", align_corners=False)
+
+
+def crop_boxes(boxes: Tensor, windows: Tensor) -> Tensor:
+    """cxcywh boxes in the square -> in their windows, clipped to them."""
+    low = (boxes[:, :2] - boxes[:, 2:] / 2 - windows[:, :2]) / windows[:, 2:]
+    high = (boxes[:, :2] + boxes[:, 2:] / 2 - windows[:, :2]) / windows[:, 2:]
+    low, high = low.clamp(0, 1), high.clamp(0, 1)
+    return torch.cat([(low + high) / 2, high - low], dim=1)
+
+
+def visible_share(boxes: Tensor, windows: Tensor) -> Tensor:
+    """(T,) how much of each box's area its window shows."""
+    cropped = crop_boxes(boxes, windows)[:, 2:] * windows[:, 2:]
+    return cropped.prod(dim=1) / boxes[:, 2:].prod(dim=1).clamp(min=1e-9)

@@ -1,0 +1,374 @@
+"""What one step of each stage does: from a step number to named losses.
+
+A batch follows from (seed, stage, step) alone, so a run that was killed goes on exactly where it
+was. `localise` and `masks` train the heads on fixed states, one per category; `language` trains
+the MLLM to emit these states; both can therefore run side by side, and `joint` brings them
+together (measured in docs/experiments.md: the language model is a slow way to learn where).
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..model import MediSeeModel
+from ..model.losses import box_losses, mask_losses, text_loss, to_corners
+from ..model.modeling import pad_right
+from ..processing import MediSeeProcessor
+from ..structures import QARecord
+from .recipe import Stage
+from .targets import (
+    POOLED,
+    Target,
+    Targets,
+    crop_boxes,
+    crop_maps,
+    random_windows,
+    visible_share,
+)
+
+Losses = dict[str, Tensor]
+
+
+def category_states(labels: Sequence[str], candidates: int, width: int, seed: int) -> Tensor:
+    """(labels, n, d) fixed states: a common part and a part of each category's own, RMS 1 each."""
+    generator = torch.Generator().manual_seed(seed)
+    common = torch.randn(1, candidates, width, generator=generator)
+    return common + torch.randn(len(labels), candidates, width, generator=generator)
+
+
+@dataclass
+class Context:
+    """What every task works with."""
+
+    model: MediSeeModel
+    processor: MediSeeProcessor
+    train: Targets
+    val: Targets
+    states: Tensor
+    train_records: list[QARecord]
+    val_records: list[QARecord]
+    seed: int
+
+
+class HeadTask:
+    """Common to `localise` and `masks`: targets drawn by category, their states given."""
+
+    def __init__(self, context: Context, stage: Stage) -> None:
+        self.context, self.stage = context, stage
+        self.weights = context.train.sampling_weights()
+
+    def _draw(self, step: int) -> tuple[list[Target], Tensor, np.random.Generator]:
+        random = np.random.default_rng([self.context.seed, step, len(self.stage.name)])
+        data = self.context.train
+        rows = random.choice(len(data.targets), self.stage.batch, p=self.weights)
+        targets = [data.targets[row] for row in rows]
+        boxes = torch.tensor([target.box for target in targets])
+        windows = random_windows(len(targets), self.stage.augment, random)
+        hidden = visible_share(boxes, windows) < 0.6
+        windows[hidden] = torch.tensor([0.0, 0.0, 1.0, 1.0])
+        return targets, windows, random
+
+    def _states(self, targets: Sequence[Target]) -> Tensor:
+        return self.context.states[[target.label for target in targets]]
+
+
+class Localise(HeadTask):
+    """The box decoder and its router learn where each category is."""
+
+    def losses(self, step: int, progress: float) -> Losses:
+        targets, windows, _ = self._draw(step)
+        maps = torch.stack([self.context.train.features(t.image) for t in targets])
+        pooled = F.avg_pool2d(crop_maps(maps, windows, 2 * POOLED), 2)
+        truth = crop_boxes(torch.tensor([t.box for t in targets]), windows)
+        _, h_det = self.context.model.fusion(self._states(targets))
+        square = torch.ones(len(targets), 2)
+        return box_losses(self.context.model.box_decoder(h_det, pooled, square), truth)
+
+    def validate(self) -> dict[str, float]:
+        boxes, truth = predicted_boxes(self.context, self.context.val)
+        overlap = paired_iou(boxes, truth)
+        return {"box_iou": float(overlap.mean()), "acc": float((overlap > 0.5).float().mean())}
+
+
+class Masks(HeadTask):
+    """The mask decoder and the projector, prompted by true and, more and more, predicted boxes."""
+
+    def losses(self, step: int, progress: float) -> Losses:
+        targets, windows, random = self._draw(step)
+        data, model = self.context.train, self.context.model
+        maps = torch.stack([data.features(t.image) for t in targets])
+        masks = torch.stack([data.mask(t.image, [data.labels[t.label]]) for t in targets])
+        truth = crop_boxes(torch.tensor([t.box for t in targets]), windows)
+        embedding = crop_maps(maps, windows, maps.shape[-1])
+        masks = crop_maps(masks[:, None].float(), windows, data.size)[:, 0] > 0.5
+        states, square = self._states(targets), torch.ones(len(targets), 2)
+        with torch.no_grad():
+            _, h_det = model.fusion(states)
+            predicted = model.box_decoder(h_det, embedding, square)
+        start, end = self.stage.true_boxes
+        share = start + (end - start) * progress
+        given = jitter(truth, random)
+        use_true = torch.from_numpy(random.random(len(targets)) < share)[:, None]
+        prompts = torch.where(use_true, given, predicted)
+        located = model.locate(
+            states, embedding, states[:, :1], square, prompt_boxes=prompts.float()
+        )
+        return mask_losses(located.mask_logits, masks)
+
+    @torch.inference_mode()
+    def validate(self) -> dict[str, float]:
+        """Dice on 300 fixed targets, with predicted and with true boxes."""
+        data, model = self.context.val, self.context.model
+        picked = np.random.default_rng(0).permutation(len(data.targets))[:300]
+        scores: dict[str, list[float]] = defaultdict(list)
+        for row in picked:
+            target = data.targets[row]
+            embedding = data.features(target.image)[None]
+            states = self._states([target])
+            content = torch.ones(1, 2)
+            truth = data.mask(target.image, [data.labels[target.label]])
+            for name, box in (("dice", None), ("dice_true_box", torch.tensor([target.box]))):
+                located = model.locate(
+                    states, embedding, states[:, :1], content, prompt_boxes=box
+                )
+                scores[name].append(dice(located.mask_logits[0] > 0, truth))
+        return {name: float(np.mean(values)) for name, values in scores.items()}
+
+
+class Language:
+    """The MLLM learns to read: states of the right category, refusals, explanations.
+
+    As `joint`, masks and boxes are trained too, end to end, through the emitted states.
+    """
+
+    def __init__(self, context: Context, stage: Stage) -> None:
+        self.context, self.stage = context, stage
+        self.by_image: dict[int, list[QARecord]] = defaultdict(list)
+        for record in context.train_records:
+            self.by_image[context.train.row[record.image]].append(record)
+        self.images = sorted(self.by_image)
+        sizes = np.array([len(self.by_image[i]) for i in self.images], float)
+        self.weights = sizes / sizes.sum()
+        self.number = {label: i for i, label in enumerate(context.train.labels)}
+
+    def losses(self, step: int, progress: float) -> Losses:
+        random = np.random.default_rng([self.context.seed, step, 11])
+        rows = random.choice(len(self.images), self.stage.batch, p=self.weights, replace=False)
+        images = [self.images[row] for row in rows]
+        chosen = [
+            (place, self.by_image[image][k])
+            for place, image in enumerate(images)
+            for k in random.permutation(len(self.by_image[image]))[: self.stage.questions]
+        ]
+        explained = random.random(len(chosen)) < self.stage.explain
+        return self._losses(self.context.train, images, chosen, explained, progress, random)
+
+    def _losses(
+        self,
+        data: Targets,
+        images: list[int],
+        chosen: list[tuple[int, QARecord]],
+        explained: np.ndarray,
+        progress: float,
+        random: np.random.Generator,
+    ) -> Losses:
+        joint = self.stage.task == "joint"
+        batch = self._batch(images, chosen, explained)
+        truth = self._truth(data, images, chosen)
+        embedding = (
+            torch.stack([data.features(i) for i in images]) if joint else data.pooled[images].float()
+        )
+        prompts = None
+        if joint and len(truth.boxes):
+            start, end = self.stage.true_boxes
+            share = start + (end - start) * progress
+            prompts = jitter(truth.boxes, random) if random.random() < share else None
+        output = self.context.model(
+            **batch,
+            content=torch.ones(len(images), 2),
+            segmenter_embedding=embedding,
+            prompt_boxes=prompts,
+            decode=joint,
+        )
+        targets = batch["labels"][:, 1:][batch["labels"][:, 1:] != -100]
+        losses = {"text": text_loss(output.logits, targets)}
+        losses["decision"] = text_loss(*self._first(batch["labels"], output.logits, targets))
+        if len(truth.boxes):
+            losses |= state_losses(output.states, truth.labels, self.context.states)
+            if "l1" in self.stage.weights:
+                losses |= box_losses(output.located.boxes, truth.boxes)
+        if joint and len(truth.boxes):
+            masks = torch.stack([data.mask(i, [label]) for i, label in truth.places])
+            losses |= mask_losses(output.located.mask_logits, masks)
+        return losses
+
+    def _batch(
+        self, images: list[int], chosen: list[tuple[int, QARecord]], explained: np.ndarray
+    ) -> dict[str, Tensor]:
+        processor = self.context.processor
+        rows, starts, stops = [], [], []
+        for (_, record), explain in zip(chosen, explained, strict=True):
+            history = [(turn.question, turn.answer) for turn in record.history]
+            question = processor.question_ids(record.question, history)
+            answer = processor.answer_ids(record.answer, len(record.targets))
+            if not explain and record.targets:
+                # The end of the groups is supervised by one word more: nothing else follows.
+                groups = len(processor.group) + len(processor.more) * (len(record.targets) - 1)
+                answer = answer[: groups + 1]
+            rows.append(question + answer)
+            starts.append(len(question))
+            stops.append(len(rows[-1]))
+        ids, mask = pad_right(rows, "cpu")
+        labels = ids.masked_fill(mask == 0, -100)
+        for row, start in enumerate(starts):
+            labels[row, :start] = -100
+        prefix = torch.tensor([processor.prefix_ids] * len(images))
+        index = torch.tensor([place for place, _ in chosen])
+        return {
+            "prefix_ids": prefix,
+            "input_ids": ids,
+            "attention_mask": mask,
+            "image_index": index,
+            "labels": labels,
+        }
+
+    def _truth(
+        self, data: Targets, images: list[int], chosen: list[tuple[int, QARecord]]
+    ) -> _Truth:
+        boxes, labels, places = [], [], []
+        for place, record in chosen:
+            row = images[place]
+            height, width = data.originals[row]
+            scale = torch.cat([data.content[row], data.content[row]])
+            for target in record.targets:
+                x1, y1, x2, y2 = target.box
+                box = torch.tensor([(x1 + x2) / 2 / width, (y1 + y2) / 2 / height,
+                                    (x2 - x1) / width, (y2 - y1) / height])  # fmt: skip
+                boxes.append(box * scale)
+                labels.append(self.number[target.label])
+                places.append((row, target.label))
+        stacked = torch.stack(boxes) if boxes else torch.zeros(0, 4)
+        return _Truth(stacked, torch.tensor(labels, dtype=torch.long), places)
+
+    @staticmethod
+    def _first(labels: Tensor, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits and ids of the first word of each answer: here, or why not."""
+        counts = (labels[:, 1:] != -100).sum(dim=1)
+        starts = counts.cumsum(0) - counts
+        return logits[starts], targets[starts]
+
+    @torch.inference_mode()
+    def validate(self) -> dict[str, float]:
+        """On reserved wordings: category by nearest state, decision, boxes from own states."""
+        sums: dict[str, list[float]] = defaultdict(list)
+        for images, chosen in self._validation_batches():
+            batch = self._batch(images, chosen, np.zeros(len(chosen), bool))
+            truth = self._truth(self.context.val, images, chosen)
+            output = self.context.model(
+                **batch,
+                content=torch.ones(len(images), 2),
+                segmenter_embedding=self.context.val.pooled[images].float(),
+                decode=False,
+            )
+            self._score(sums, batch, chosen, truth, output)
+        return {name: float(np.mean(values)) for name, values in sums.items() if values}
+
+    def _validation_batches(self) -> Iterator[tuple[list[int], list[tuple[int, QARecord]]]]:
+        grouped: dict[int, list[QARecord]] = defaultdict(list)
+        for record in self.context.val_records:
+            grouped[self.context.val.row[record.image]].append(record)
+        rows = sorted(grouped)
+        for start in range(0, len(rows), 8):
+            images = rows[start : start + 8]
+            yield images, [(p, r) for p, i in enumerate(images) for r in grouped[i]]
+
+    def _score(self, sums, batch, chosen, truth, output) -> None:  # type: ignore[no-untyped-def]
+        targets = batch["labels"][:, 1:][batch["labels"][:, 1:] != -100]
+        logits, wanted = self._first(batch["labels"], output.logits, targets)
+        openings = torch.tensor(self.context.processor.openings)
+        decided = openings[logits[:, openings].argmax(dim=1)]
+        for (_, record), right in zip(chosen, decided == wanted, strict=True):
+            sums["refused" if record.kind == "absent" else "answered"].append(float(right))
+        if not len(truth.boxes):
+            return
+        found = nearest_category(output.states, self.context.states)
+        overlap = paired_iou(output.located.boxes, truth.boxes)
+        for place, question in enumerate(output.target_question.tolist()):
+            kind = chosen[question][1].kind
+            sums[f"named_{kind}"].append(float(found[place] == truth.labels[place]))
+            sums[f"iou_{kind}"].append(float(overlap[place]))
+
+
+@dataclass(frozen=True)
+class _Truth:
+    boxes: Tensor
+    labels: Tensor
+    places: list[tuple[int, str]]
+
+
+def state_losses(states: Tensor, labels: Tensor, categories: Tensor) -> Losses:
+    """How far emitted candidate states (T, n, d) are from their category's: `state`, `category`.
+
+    `state` is the mean squared error; `category` tells the right category from all others by the
+    cosine of what is left when the common part is taken away (temperature 0.07).
+    """
+    wanted = categories[labels]
+    scores = category_scores(states, categories) / 0.07
+    return {
+        "state": F.mse_loss(states.float(), wanted),
+        "category": F.cross_entropy(scores, labels),
+    }
+
+
+def category_scores(states: Tensor, categories: Tensor) -> Tensor:
+    """(T, labels) cosine between emitted states and each category's, common part removed."""
+    common = categories.mean(dim=0, keepdim=True)
+    emitted = F.normalize((states.float() - common).flatten(1), dim=1)
+    return emitted @ F.normalize((categories - common).flatten(1), dim=1).T
+
+
+def nearest_category(states: Tensor, categories: Tensor) -> Tensor:
+    return category_scores(states, categories).argmax(dim=1)
+
+
+def jitter(boxes: Tensor, random: np.random.Generator) -> Tensor:
+    """True boxes (T, 4) cxcywh, moved and resized by up to a tenth or so."""
+    noise = torch.from_numpy(random.normal(0, 0.06, boxes.shape)).float()
+    moved = boxes[:, :2] + noise[:, :2] * boxes[:, 2:]
+    return torch.cat([moved, boxes[:, 2:] * (1 + noise[:, 2:].abs())], dim=1)
+
+
+@torch.inference_mode()
+def predicted_boxes(context: Context, data: Targets, chunk: int = 128) -> tuple[Tensor, Tensor]:
+    """Boxes that the head gives from the true category's states, and the true ones."""
+    found = []
+    for start in range(0, len(data.targets), chunk):
+        part = data.targets[start : start + chunk]
+        _, h_det = context.model.fusion(context.states[[t.label for t in part]])
+        pooled = data.pooled[[t.image for t in part]].float()
+        found.append(context.model.box_decoder(h_det, pooled, torch.ones(len(part), 2)))
+    return torch.cat(found), torch.tensor([t.box for t in data.targets])
+
+
+def paired_iou(first: Tensor, second: Tensor) -> Tensor:
+    """(T,) IoU of paired cxcywh boxes."""
+    a, b = to_corners(first.float()), to_corners(second.float())
+    low, high = torch.maximum(a[:, :2], b[:, :2]), torch.minimum(a[:, 2:], b[:, 2:])
+    overlap = (high - low).clamp(min=0).prod(dim=1)
+    total = first[:, 2:].prod(dim=1) + second[:, 2:].prod(dim=1)
+    return overlap / (total - overlap).clamp(min=1e-9)
+
+
+def dice(predicted: Tensor, truth: Tensor) -> float:
+    total = predicted.sum() + truth.sum()
+    return 1.0 if total == 0 else float(2 * (predicted & truth).sum() / total)
+
+
+TASKS = {"localise": Localise, "masks": Masks, "language": Language, "joint": Language}
