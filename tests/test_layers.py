@@ -48,7 +48,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "evaluation.metrics": BASE,
     "predictor": PREDICTOR,
     "training": TRAINING,
-    "evaluation": BASE | {"predictor", "data", "calibration", "parallel", "hub"},
+    "evaluation": BASE | {
+        "predictor", "data", "engine", "calibration", "parallel", "hub", "evaluation.metrics",
+    },  # fmt: skip
     "serve": FRONT,
     "commands": FRONT,
     "cli": BASE | {"commands"},

@@ -1,8 +1,10 @@
 """The data engine: labelled images and curated knowledge in, question-answer records out.
 
-`compose_records(index, entities, split, count, seed, mix)` is the door to the offline writer.
+`compose_records(index, entities, split, count, seed, mix)` is the door to the offline writer;
+`referring_question(image, entity, rng)` gives a single question that names its target.
 """
 
+from medisee.engine.asking import referring_question
 from medisee.engine.writers import DEFAULT_MIX, compose_records
 
-__all__ = ["DEFAULT_MIX", "compose_records"]
+__all__ = ["DEFAULT_MIX", "compose_records", "referring_question"]

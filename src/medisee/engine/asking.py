@@ -18,7 +18,16 @@ from medisee.engine.clues import Shape, find_clues
 from medisee.entities import Entity
 from medisee.structures import QARound, RefusalReason
 
-__all__ = ["Draft", "Scene", "absent", "follow_up", "implicit", "referring", "several"]
+__all__ = [
+    "Draft",
+    "Scene",
+    "absent",
+    "follow_up",
+    "implicit",
+    "referring",
+    "referring_question",
+    "several",
+]
 
 Kind = Literal["implicit", "referring", "absent", "several", "round"]
 Perspective = Literal["attribute", "location"]
@@ -218,12 +227,20 @@ def _refusal(scene: Scene, reason: RefusalReason, entity: Entity) -> str:
     return _agree(text.replace("{m}", kind), "x", language.with_article(name))
 
 
+def referring_question(image: ImageRecord, entity: Entity, rng: random.Random) -> str:
+    """A cleanly typed question that names the entity, in wordings of the image's split."""
+    return _named(Scene(image, {}, {}, {}, rng), entity)
+
+
 def _name_question(scene: Scene, entity: Entity) -> str:
+    return language.casual(_named(scene, entity), scene.rng)
+
+
+def _named(scene: Scene, entity: Entity) -> str:
     name = _spoken_name(scene, entity)
     template = scene.wording("referring").replace("{bare}", name)
     template = template.replace("{Bare}", language.sentence_case(name))
-    question = _agree(_fill(scene, template), "x", language.with_article(name))
-    return language.casual(question, scene.rng)
+    return _agree(_fill(scene, template), "x", language.with_article(name))
 
 
 def _spoken_name(scene: Scene, entity: Entity) -> str:

@@ -32,13 +32,14 @@ _IRREGULAR_PLURALS = _words(
     "people sulci teeth thalami vertebrae villi women"
 )
 _HEAD_ENDS = _words(
-    "not two three four five six seven eight nine about above across after against along among and around as at away before behind below "
-    "beneath beside between beyond but by down during for from here if in inside into just left "
-    "like lying near next of off on onto or out outside over past right running seen shown since "
-    "so sitting still that through to toward towards under until up upon used what when where "
-    "which while who whose with within without you i we he she it they is are was were has have "
-    "can may must does do did made making most often usually goes lies sits runs makes carries "
-    "gets gives keeps a an the each every any some my your his her its people doctors"
+    "not two three four five six seven eight nine about above across after against along among "
+    "and around as at away before behind below beneath beside between beyond but by down during "
+    "for from here if in inside into just left like lying near next of off on onto or out outside "
+    "over past right running seen shown since so sitting still that through to toward towards "
+    "under until up upon used what when where which while who whose with within without you i we "
+    "he she it they is are was were has have can may must does do did made making most often "
+    "usually goes lies sits runs makes carries gets gives keeps a an the each every any some my "
+    "your his her its people doctors"
 )
 _DETERMINERS = _words("a an the my your his her its our their this that one")
 _ADJECTIVAL_SIDES = frozenset(("left", "right", "used", "most", "next", "inside", "outside"))
