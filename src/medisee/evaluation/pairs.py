@@ -166,14 +166,19 @@ def _parse(line: str, where: str) -> _Asked:
             labels=() if reason else labels,
             style=str(entry.get("style") or "written"),
             reason=reason,
-            modalities=_values(applies, "modality"),
-            body_parts=_values(applies, "body_part"),
+            modalities=_values(applies, "modality") if reason else frozenset(),
+            body_parts=_values(applies, "body_part") if reason else frozenset(),
         )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{where}: is not a question of the benchmark format ({error})") from error
 
 
 def _values(applies: Mapping[str, Any], key: str) -> frozenset[str]:
-    """The values of one list of `applies_to`, whose keys may be in the plural."""
+    """The values of one list of `applies_to`; a missing list would mean "any", so it is an error.
+
+    The keys may be in the plural.
+    """
     plural = {"modality": "modalities", "body_part": "body_parts"}[key]
-    return frozenset(applies.get(key) or applies.get(plural) or ())
+    if key not in applies and plural not in applies:
+        raise KeyError(f"applies_to.{key}")
+    return frozenset(applies.get(key, applies.get(plural)))

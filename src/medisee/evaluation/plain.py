@@ -141,7 +141,8 @@ def _training_masks(index: Index, labels: set[str]) -> Mapping[str, NDArray[np.f
         for label in labels.intersection(record.labels):
             mask = index.load_mask(record, label).astype(np.uint8) * 255
             small = Image.fromarray(mask).resize((_GRID, _GRID), Image.Resampling.BOX)
-            masks.setdefault(label, []).append(np.asarray(small, dtype=np.float32) / np.float32(255))
+            share = np.asarray(small, dtype=np.float32) / np.float32(255)
+            masks.setdefault(label, []).append(share)
     if not masks:
         raise DataError("the data set's split 'train' has none of the labels to compare")
     return {label: np.stack(small) for label, small in masks.items()}
