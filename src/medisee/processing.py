@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,9 @@ import numpy as np
 from PIL import Image
 from tokenizers import Tokenizer
 
+from .boxes import box_iou, cxcywh_to_xyxy, mask_to_box
 from .errors import ModelError
-from .structures import RefusalReason
+from .structures import Finding, RefusalReason
 
 SEG_TOKEN = "[SEG]"
 IMAGENET_MEAN = np.array([123.675, 116.28, 103.53], np.float32)
@@ -159,8 +160,6 @@ REFUSAL_OPENINGS = {
 }
 """The first word of a refusal tells its reason, so that one position's logits decide."""
 
-QUESTION_LIMIT = 2000
-
 
 def answer_opening(candidates: tuple[str, ...]) -> str:
     """ "It is [SEG] and [BBOX]." for two candidates; the segmentation token is named first."""
@@ -290,3 +289,75 @@ def restore_mask(logits: np.ndarray, size: int, content: tuple[int, int], origin
 def _resize_float(values: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
     image = Image.fromarray(np.ascontiguousarray(values, np.float32))
     return np.asarray(image.resize((shape[1], shape[0]), Image.Resampling.BILINEAR))
+
+
+# ---- from raw outputs to an answer ---------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class RawAnswer:
+    """What a runtime says of one question, before it is put into words and pixels.
+
+    Attributes:
+        decision: (5,) probabilities: it is here, then the reasons of `REFUSAL_OPENINGS`.
+        presence: for each target, the probability with which its group was opened.
+        boxes: (T, 4) cxcywh in 0..1 of the image; None without a box decoder.
+        mask_logits: (T, h, w) on the padded square.
+        quality: (T,) the mask decoder's own estimate of IoU.
+        similarity: (T, N) over the image tokens.
+        handle: what the runtime needs to explain.
+    """
+
+    decision: np.ndarray
+    presence: list[float]
+    handle: Any
+    boxes: np.ndarray | None = None
+    mask_logits: np.ndarray | None = None
+    quality: np.ndarray | None = None
+    similarity: np.ndarray | None = None
+
+    def refusal(self) -> RefusalReason | None:
+        """The reason, where no target was accepted."""
+        if self.mask_logits is not None:
+            return None
+        return list(REFUSAL_OPENINGS)[int(self.decision[1:].argmax())]
+
+
+def to_findings(
+    raw: RawAnswer, image: SegmenterInput, calibrate: Callable[[float], float]
+) -> list[Finding]:
+    """Masks, boxes and scores on the original grid."""
+    if raw.mask_logits is None:
+        return []
+    return [_finding(raw, row, image, calibrate) for row in range(len(raw.mask_logits))]
+
+
+def _finding(
+    raw: RawAnswer, row: int, image: SegmenterInput, calibrate: Callable[[float], float]
+) -> Finding:
+    side = image.pixels.shape[-1]
+    logits = restore_mask(raw.mask_logits[row], side, image.content, image.original)
+    mask = logits > 0
+    tight = mask_to_box(mask)
+    height, width = image.original
+    if raw.boxes is None:
+        box = tight or (0.0, 0.0, 0.0, 0.0)
+    else:
+        corners = cxcywh_to_xyxy(raw.boxes[row], height, width)
+        box = tuple(float(v) for v in np.clip(corners, 0, [width, height, width, height]))
+    agreement = 0.0 if tight is None else float(box_iou([box], [tight])[0, 0])
+    score = calibrate(raw_score(logits, agreement, float(raw.quality[row]), raw.presence[row]))
+    cells = round(raw.similarity.shape[1] ** 0.5)
+    similarity = raw.similarity[row].reshape(cells, cells)
+    return Finding(mask, box, float(np.clip(score, 0, 1)), similarity)
+
+
+def raw_score(logits: np.ndarray, agreement: float, quality: float, presence: float) -> float:
+    """How sure the answer is, 0..1, before calibration: the mean of four signs.
+
+    The mask's stability (IoU of the masks at logits +1 and -1, as SAM has it), how well it fills
+    its box, the mask decoder's estimate of IoU, and the probability that the target is here.
+    """
+    larger = float((logits > -1).sum())
+    stability = float((logits > 1).sum()) / larger if larger else 0.0
+    return float(np.mean([stability, agreement, np.clip(quality, 0, 1), presence]))

@@ -17,12 +17,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
+from . import packing
 from .configuration import MediSeeConfig
 from .heads import AdaptiveFusion, BoxDecoder, GroundedBoxDecoder, MaskPromptProjector
 from .mllm import KeysValues, Prefix, TextStream, build_mllm
@@ -132,6 +135,24 @@ class MediSeeModel(PreTrainedModel):
         self.post_init()
         if config.box_decoder != "none":
             self.box_decoder.mlp.reset()
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path, **kwargs: Any) -> MediSeeModel:
+        """Like every transformers model; reads packed weights too (see `packing`).
+
+        Raises:
+            ValueError: if the weights do not fit the configuration, whole and in every shape.
+        """
+        if (Path(folder) / packing.FILE).is_file():
+            config = kwargs.pop("config", None) or MediSeeConfig.from_pretrained(folder)
+            model = cls(config)
+            missing, unexpected = model.load_state_dict(packing.load_packed(Path(folder)), False)
+            # The tied head is not stored.
+            if unexpected or set(missing) - {"mllm.lm_head.weight"}:
+                raise ValueError("the packed weights do not fit the configuration")
+            model.tie_weights()
+            return model.eval()
+        return super().from_pretrained(folder, **kwargs)
 
     @property
     def text(self) -> TextStream:

@@ -1,0 +1,90 @@
+"""Runs a `MediSeeModel` for the predictor: arrays in, arrays out, three phases."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from ..errors import ModelError
+from ..processing import MediSeeProcessor, RawAnswer, SegmenterInput
+from .modeling import EncodedImage, Located, MediSeeModel, Perceived
+from .tinyvit import TinyViT, fold_batch_norms
+
+
+class TorchRuntime:
+    """The reference runtime."""
+
+    def __init__(self, model: MediSeeModel, processor: MediSeeProcessor) -> None:
+        self.model = model.eval()
+        self.processor = processor
+        if isinstance(model.segmenter.vision_encoder, TinyViT):
+            fold_batch_norms(model.segmenter.vision_encoder)
+            model.segmenter.vision_encoder.to(memory_format=torch.channels_last)
+
+    @classmethod
+    def load(
+        cls, folder: Path, processor: MediSeeProcessor, device: str | None = None
+    ) -> TorchRuntime:
+        """Loads a model folder onto a device ("cpu", "cuda", "cuda:1", "mps"; None: the best).
+
+        Raises:
+            ModelError: weights that do not fit the configuration, or a device that is not there.
+        """
+        place = _device(device)
+        try:
+            model = MediSeeModel.from_pretrained(folder)
+        except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
+            reason = str(error).strip().split("\n")[0]
+            raise ModelError(f"the model in {folder} cannot be loaded: {reason}") from error
+        return cls(model.to(place), processor)
+
+    def encode(self, image: SegmenterInput, mllm_pixels: object | None = None) -> EncodedImage:
+        """Phase 1, once per image."""
+        device = self.model.device
+        own = None
+        if mllm_pixels is not None:
+            own = torch.as_tensor(mllm_pixels, device=device)[None]
+        pixels = torch.from_numpy(image.pixels)[None].to(device)
+        return self.model.encode_image(
+            prefix_ids=torch.tensor([self.processor.prefix_ids], device=device),
+            content=torch.tensor([image.content_fraction], device=device),
+            segmenter_pixel_values=pixels.contiguous(memory_format=torch.channels_last),
+            pixel_values=own,
+        )
+
+    def perceive(
+        self, image: EncodedImage, questions: list[list[int]], accept: float
+    ) -> list[RawAnswer]:
+        """Phase 2: every question's decision, boxes and mask logits, in one batch."""
+        processor = self.processor
+        perceived = self.model.perceive(
+            image, questions, processor.group, processor.more, processor.openings, accept
+        )
+        return [_raw(each) for each in perceived]
+
+    def explain(self, raw: RawAnswer, opening: int | None) -> Iterator[int]:
+        """Phase 3: token ids of the explanation."""
+        return self.model.explain(raw.handle, opening, self.processor.end_id)
+
+
+def _raw(perceived: Perceived) -> RawAnswer:
+    located = perceived.targets or Located()
+    arrays = {
+        name: None if (value := getattr(located, name)) is None else value.float().cpu().numpy()
+        for name in ("boxes", "mask_logits", "quality", "similarity")
+    }
+    decision = perceived.decision.cpu().numpy()
+    return RawAnswer(decision, presence=perceived.presence, handle=perceived, **arrays)
+
+
+def _device(name: str | None) -> torch.device:
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ModelError(f"the device {name!r} cannot be used here; try --device cpu") from error
+    return device

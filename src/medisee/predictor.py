@@ -1,0 +1,226 @@
+"""Where images meet models: `load(...)` -> Model, `.open(image)` -> Session, `.ask(question)`.
+
+An image is encoded once per session. Masks and boxes of all questions of a call come out of one
+pass, before any word of an explanation is decoded.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, overload
+
+from .calibration import Calibration
+from .entities import Entity, load_entities
+from .errors import ModelError
+from .extras import needs_extra
+from .familiarity import Familiarity
+from .hub import find_model, model_info
+from .io import read_image
+from .processing import (
+    REFUSAL_OPENINGS,
+    MediSeeProcessor,
+    RawAnswer,
+    SegmenterInput,
+    to_findings,
+)
+from .questions import check_question
+from .structures import Answer, Finding, MedicalImage
+
+if TYPE_CHECKING:
+    from .model.inference import TorchRuntime
+
+__all__ = ["Model", "Session", "load"]
+
+ROUNDS = 2
+"""How many earlier rounds a question is read with."""
+
+UNFAMILIAR = "This image is unlike those that the model was trained on; take the answer with care."
+NO_ORIENTATION = (
+    "The file does not say which side is the patient's left; the usual display was assumed."
+)
+NOT_ENGLISH = "The model reads English; this question seems to be in another script."
+
+
+def load(name: str = "nano", device: str | None = None, runtime: str | None = None) -> Model:
+    """A model by name ("nano"), folder or hub id.
+
+    Args:
+        device: "cpu", "cuda", ...; None takes a GPU where there is one.
+        runtime: "torch" or None.
+
+    Raises:
+        ModelError: no such model, broken weights, an unknown runtime or device.
+        MissingExtraError: torch is not installed.
+    """
+    if runtime not in (None, "torch"):
+        raise ModelError(f"there is no runtime {runtime!r}; choose torch")
+    folder = find_model(name)
+    processor = MediSeeProcessor.from_pretrained(folder)
+    with needs_extra("running a model", "torch"):
+        from .model.inference import TorchRuntime
+    return Model(name, folder, processor, TorchRuntime.load(folder, processor, device))
+
+
+@dataclass(frozen=True)
+class Model:
+    """A loaded model; `open` an image, then ask."""
+
+    name: str
+    folder: Path
+    processor: MediSeeProcessor
+    runtime: TorchRuntime
+
+    @property
+    def info(self) -> dict[str, Any]:
+        """Licence, training sources and targets, as the model folder states them."""
+        return model_info(self.folder)
+
+    @property
+    def calibration(self) -> Calibration:
+        """Scores and refusals as fitted on the validation split; the identity where not fitted."""
+        path = self.folder / "calibration.json"
+        if path.is_file():
+            return Calibration.load(path)
+        return Calibration("isotonic", (0.0, 1.0), (0.0, 1.0), refuse_above=0.5)
+
+    def open(self, image: Any) -> Session:
+        """Encodes an image (path, bytes, PIL image, array, MedicalImage) for any number of questions.
+
+        Raises:
+            InputError: an image that cannot be read.
+        """
+        medical = image if isinstance(image, MedicalImage) else read_image(image)
+        return Session(self, medical)
+
+
+class Session:
+    """One image and the conversation about it."""
+
+    def __init__(self, model: Model, image: MedicalImage) -> None:
+        self.model, self.image = model, image
+        self.rounds: list[tuple[str, str]] = []
+        self._calibration = model.calibration
+        started = time.perf_counter()
+        self._input: SegmenterInput = model.processor.segmenter_input(image.display)
+        own = model.processor.mllm_pixels(image.display)
+        self._encoded = model.runtime.encode(self._input, own)
+        self._encode_seconds = time.perf_counter() - started
+        self._unfamiliar = Familiarity.of(model.folder).is_unlike(self._encoded.embedding)
+
+    @overload
+    def ask(self, question: str, explain: bool = True) -> Answer: ...
+    @overload
+    def ask(self, question: list[str], explain: bool = True) -> list[Answer]: ...
+
+    def ask(self, question: str | list[str], explain: bool = True) -> Answer | list[Answer]:
+        """Answers one question, or several that do not know of each other.
+
+        Earlier rounds of the session are read along, so that "the one to its left" can refer
+        back. With `explain=False` the masks come alone and no word is decoded.
+
+        Raises:
+            InputError: an empty or too long question.
+        """
+        asked = [question] if isinstance(question, str) else list(question)
+        pairs = self._perceive(asked)
+        if explain:
+            for answer, raw in pairs:
+                for _ in self._words(answer, raw):
+                    pass
+        self.rounds += [(a.question, a.text) for a, _ in pairs if a.text]
+        answers = [answer for answer, _ in pairs]
+        return answers[0] if isinstance(question, str) else answers
+
+    def stream(self, question: str) -> Iterator[Answer | str]:
+        """Yields the Answer with its findings first, then its explanation piece by piece.
+
+        The Answer that was yielded gains its text and labels when the last piece is out.
+        """
+        [(answer, raw)] = self._perceive([question])
+        yield answer
+        yield from self._words(answer, raw)
+        self.rounds.append((answer.question, answer.text))
+
+    def _perceive(self, questions: list[str]) -> list[tuple[Answer, RawAnswer]]:
+        """Phase 2 of all questions in one batch."""
+        if not questions:
+            return []
+        checked = [check_question(question) for question in questions]
+        started = time.perf_counter()
+        history = self.rounds[-ROUNDS:]
+        ids = [self.model.processor.question_ids(question, history) for question in checked]
+        threshold = self._calibration.refuse_above
+        accept = 0.0 if threshold is None else 1 - threshold
+        raws = self.model.runtime.perceive(self._encoded, ids, accept)
+        answers = [self._answer(q, raw) for q, raw in zip(checked, raws, strict=True)]
+        elapsed = time.perf_counter() - started
+        for answer in answers:
+            answer.seconds = {"encode": self._encode_seconds, "perceive": elapsed}
+        return list(zip(answers, raws, strict=True))
+
+    def _answer(self, question: str, raw: RawAnswer) -> Answer:
+        findings = to_findings(raw, self._input, lambda score: float(self._calibration(score)))
+        return Answer(
+            question=question,
+            text="",
+            findings=findings,
+            refusal=raw.refusal(),
+            warnings=self._warnings(question),
+            image=self.image,
+            model=self.model.name,
+        )
+
+    def _warnings(self, question: str) -> list[str]:
+        warnings = [UNFAMILIAR] if self._unfamiliar else []
+        letters = [char for char in question if char.isalpha()]
+        if sum(char.isascii() for char in letters) < 0.5 * len(letters):
+            warnings.append(NOT_ENGLISH)
+        return warnings
+
+    def _words(self, answer: Answer, raw: RawAnswer) -> Iterator[str]:
+        """Phase 3: yields the explanation piece by piece, then completes the answer."""
+        processor, started = self.model.processor, time.perf_counter()
+        opening = None
+        if answer.refusal is not None:
+            opening = processor.openings[1 + list(REFUSAL_OPENINGS).index(answer.refusal)]
+        ids: list[int] = []
+        for token in self.model.runtime.explain(raw, opening):
+            ids.append(token)
+            text = processor.decode(ids)
+            # A character of several bytes is whole only with its last token.
+            if not text.endswith("\ufffd") and len(text) > len(answer.text):
+                piece, answer.text = text[len(answer.text) :], text
+                yield piece
+        answer.findings = label_findings(answer.findings, answer.text)
+        if self.image.orientation is None and _speaks_of_sides(answer):
+            answer.warnings.append(NO_ORIENTATION)
+        answer.seconds["explain"] = time.perf_counter() - started
+
+
+def label_findings(findings: list[Finding], text: str) -> list[Finding]:
+    """Findings with the names that the explanation gives them, one sentence each, in order."""
+    named = [entity.name for sentence in text.split(". ") if (entity := _first_entity(sentence))]
+    if len(findings) == 1:
+        named = named[:1]
+    labels = named + [None] * (len(findings) - len(named))
+    return [
+        Finding(f.mask, f.box, f.score, f.similarity, label)
+        for f, label in zip(findings, labels, strict=False)
+    ]
+
+
+def _first_entity(sentence: str) -> Entity | None:
+    """The entity whose name opens the sentence, as explanations are written."""
+    found = load_entities().find(sentence)
+    lower = sentence.lower()
+    places = [(lower.find(entity.name.lower()), -len(entity.name), entity) for entity in found]
+    openings = [place for place in places if place[0] >= 0]
+    return min(openings, key=lambda place: place[:2])[2] if openings else None
+
+
+def _speaks_of_sides(answer: Answer) -> bool:
+    words = f"{answer.question} {answer.text}".lower().split()
+    return bool({"left", "right"} & {word.strip(".,;:?!()'\"") for word in words})
