@@ -113,7 +113,8 @@ class WindowAttention(nn.Module):
         # qkv is laid out head by head: [q k v] of head 1, then of head 2, ...
         qkv = self.qkv(self.norm(x)).view(batch, positions, self.heads, 3, -1)
         query, key, value = qkv.permute(3, 0, 2, 1, 4)
-        bias = self.attention_biases[:, self.offsets].to(query.dtype)
+        # Four dimensions, or torch takes its slow path on a CPU.
+        bias = self.attention_biases[None, :, self.offsets].to(query.dtype)
         mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=bias)
         return self.proj(mixed.transpose(1, 2).reshape(batch, positions, channels))
 
