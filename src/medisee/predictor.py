@@ -87,7 +87,7 @@ class Model:
         return Calibration("isotonic", (0.0, 1.0), (0.0, 1.0), refuse_above=0.5)
 
     def open(self, image: Any) -> Session:
-        """Encodes an image (path, bytes, PIL image, array, MedicalImage) for any number of questions.
+        """Encodes an image (path, bytes, PIL, array, MedicalImage) for any number of questions.
 
         Raises:
             InputError: an image that cannot be read.

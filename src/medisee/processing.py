@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from .errors import ModelError
 from .structures import Finding, RefusalReason
 
 SEG_TOKEN = "[SEG]"
+Box = tuple[float, float, float, float]
 IMAGENET_MEAN = np.array([123.675, 116.28, 103.53], np.float32)
 IMAGENET_STD = np.array([58.395, 57.12, 57.375], np.float32)
 
@@ -273,7 +274,9 @@ class MediSeeProcessor:
         return None if size is None else clip_input(display, size)
 
 
-def restore_mask(logits: np.ndarray, size: int, content: tuple[int, int], original: tuple[int, int]) -> np.ndarray:
+def restore_mask(
+    logits: np.ndarray, size: int, content: tuple[int, int], original: tuple[int, int]
+) -> np.ndarray:
     """(h, w) mask logits on the padded square -> (H, W) float32 logits on the original grid.
 
     Args:
@@ -327,29 +330,41 @@ def to_findings(
     raw: RawAnswer, image: SegmenterInput, calibrate: Callable[[float], float]
 ) -> list[Finding]:
     """Masks, boxes and scores on the original grid."""
-    if raw.mask_logits is None:
-        return []
-    return [_finding(raw, row, image, calibrate) for row in range(len(raw.mask_logits))]
+    return [
+        Finding(mask, box, min(max(calibrate(score), 0.0), 1.0), similarity)
+        for mask, box, score, similarity in _drawn(raw, image)
+    ]
 
 
-def _finding(
-    raw: RawAnswer, row: int, image: SegmenterInput, calibrate: Callable[[float], float]
-) -> Finding:
-    side = image.pixels.shape[-1]
-    logits = restore_mask(raw.mask_logits[row], side, image.content, image.original)
-    mask = logits > 0
-    tight = mask_to_box(mask)
-    height, width = image.original
+def raw_scores(raw: RawAnswer, image: SegmenterInput) -> list[float]:
+    """The uncalibrated score of each target."""
+    return [score for _, _, score, _ in _drawn(raw, image)]
+
+
+def _drawn(
+    raw: RawAnswer, image: SegmenterInput
+) -> Iterator[tuple[np.ndarray, Box, float, np.ndarray]]:
+    """Mask, box, raw score and similarity grid of each target."""
+    for row in range(0 if raw.mask_logits is None else len(raw.mask_logits)):
+        side = image.pixels.shape[-1]
+        logits = restore_mask(raw.mask_logits[row], side, image.content, image.original)
+        tight = mask_to_box(logits > 0)
+        box = _box(raw, row, image, tight)
+        agreement = 0.0 if tight is None else float(box_iou([box], [tight])[0, 0])
+        score = raw_score(logits, agreement, float(raw.quality[row]), raw.presence[row])
+        cells = round(raw.similarity.shape[1] ** 0.5)
+        yield logits > 0, box, score, raw.similarity[row].reshape(cells, cells)
+
+
+def _box(raw: RawAnswer, row: int, image: SegmenterInput, tight: Box | None) -> Box:
+    """The box decoder's box in pixels; without one, the smallest box around the mask."""
     if raw.boxes is None:
-        box = tight or (0.0, 0.0, 0.0, 0.0)
-    else:
-        corners = cxcywh_to_xyxy(raw.boxes[row], height, width)
-        box = tuple(float(v) for v in np.clip(corners, 0, [width, height, width, height]))
-    agreement = 0.0 if tight is None else float(box_iou([box], [tight])[0, 0])
-    score = calibrate(raw_score(logits, agreement, float(raw.quality[row]), raw.presence[row]))
-    cells = round(raw.similarity.shape[1] ** 0.5)
-    similarity = raw.similarity[row].reshape(cells, cells)
-    return Finding(mask, box, float(np.clip(score, 0, 1)), similarity)
+        return tight or (0.0, 0.0, 0.0, 0.0)
+    height, width = image.original
+    x1, y1, x2, y2 = cxcywh_to_xyxy(raw.boxes[row], height, width)
+    limits = ((x1, width), (y1, height), (x2, width), (y2, height))
+    left, top, right, bottom = (float(min(max(value, 0), limit)) for value, limit in limits)
+    return left, top, right, bottom
 
 
 def raw_score(logits: np.ndarray, agreement: float, quality: float, presence: float) -> float:

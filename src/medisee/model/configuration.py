@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from transformers import AutoConfig, PreTrainedConfig, SamConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
@@ -54,7 +54,7 @@ class SharedEncoderConfig(PreTrainedConfig):
     """
 
     model_type = "medisee_shared_encoder"
-    sub_configs = {"text_config": AutoConfig}
+    sub_configs: ClassVar[dict[str, Any]] = {"text_config": AutoConfig}
 
     def __init__(
         self,
@@ -87,7 +87,10 @@ class SegmenterConfig(PreTrainedConfig):
     """
 
     model_type = "medisee_segmenter"
-    sub_configs = {"sam_config": SamConfig, "tinyvit_config": TinyViTConfig}
+    sub_configs: ClassVar[dict[str, Any]] = {
+        "sam_config": SamConfig,
+        "tinyvit_config": TinyViTConfig,
+    }
 
     def __init__(
         self,
@@ -143,7 +146,7 @@ class MediSeeConfig(PreTrainedConfig):
     """
 
     model_type = "medisee"
-    sub_configs = {"mllm": AutoConfig, "segmenter": SegmenterConfig}
+    sub_configs: ClassVar[dict[str, Any]] = {"mllm": AutoConfig, "segmenter": SegmenterConfig}
 
     def __init__(
         self,

@@ -5,6 +5,8 @@ Shape letters: Q targets, n candidate tokens, d width of the language model, C p
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -60,7 +62,7 @@ class BoxMLP(nn.Module):
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
         sizes = [width, hidden, hidden, 4]
-        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(sizes, sizes[1:], strict=False))
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(sizes))
         self.reset()
 
     def reset(self) -> None:
@@ -108,7 +110,13 @@ class GroundedBoxDecoder(nn.Module):
         )
         self.layers = nn.ModuleList(
             nn.TransformerDecoderLayer(
-                width, 8, 2 * width, dropout=0.1, activation="gelu", batch_first=True, norm_first=True
+                width,
+                8,
+                2 * width,
+                dropout=0.1,
+                activation="gelu",
+                batch_first=True,
+                norm_first=True,
             )
             for _ in range(config.grounding_layers)
         )

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import inspect
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -46,7 +47,9 @@ class SharedEncoderMLLM(PreTrainedModel):
 
     config_class = SharedEncoderConfig
     base_model_prefix = "language_model"
-    _tied_weights_keys = {"lm_head.weight": "language_model.embed_tokens.weight"}
+    _tied_weights_keys: ClassVar[dict[str, str]] = {
+        "lm_head.weight": "language_model.embed_tokens.weight"
+    }
 
     def __init__(self, config: SharedEncoderConfig) -> None:
         super().__init__(config)

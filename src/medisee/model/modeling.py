@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -121,7 +121,7 @@ class MediSeeModel(PreTrainedModel):
     config_class = MediSeeConfig
     base_model_prefix = "medisee"
     _supports_sdpa = True
-    _no_split_modules = ["LlamaDecoderLayer", "MistralDecoderLayer"]
+    _no_split_modules: ClassVar[list[str]] = ["LlamaDecoderLayer", "MistralDecoderLayer"]
 
     def __init__(self, config: MediSeeConfig) -> None:
         super().__init__(config)
@@ -467,7 +467,9 @@ def _supervised(states: Tensor, labels: Tensor | None) -> Tensor:
 
 
 def _select_row(past: KeysValues, row: int, keep: Tensor) -> KeysValues:
-    return tuple((keys[row : row + 1, :, keep], values[row : row + 1, :, keep]) for keys, values in past)
+    return tuple(
+        (keys[row : row + 1, :, keep], values[row : row + 1, :, keep]) for keys, values in past
+    )
 
 
 def _slice(located: Located, start: int, stop: int) -> Located:

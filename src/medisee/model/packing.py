@@ -47,8 +47,10 @@ def unpack(packed: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def save_packed(state: dict[str, Tensor], folder: Path) -> None:
+    """Packs a state dict into a folder."""
     save_file(pack(state), folder / FILE, metadata={"format": "pt"})
 
 
 def load_packed(folder: Path) -> dict[str, Tensor]:
+    """The state dict of a packed folder, in fp32."""
     return unpack(load_file(folder / FILE))

@@ -120,6 +120,8 @@ class WindowAttention(nn.Module):
 
 
 class Mlp(nn.Module):
+    """Layer norm, expansion, GELU, projection, position by position."""
+
     def __init__(self, channels: int, hidden: int) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(channels)
@@ -157,6 +159,8 @@ class Block(nn.Module):
 
 
 class Stage(nn.Module):
+    """Blocks of one resolution, then the step to the next."""
+
     def __init__(self, blocks: list[nn.Module], downsample: nn.Module | None) -> None:
         super().__init__()
         self.blocks = nn.ModuleList(blocks)

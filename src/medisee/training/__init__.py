@@ -14,10 +14,14 @@ from ..model import MediSeeModel
 from ..processing import MediSeeProcessor
 from .encoding import encode_images
 from .features import FeatureCache, fingerprint
-from .loop import load_checkpoint, run_stage
+from .finish import finish
+from .loop import run_stage
 from .recipe import Recipe, Stage, read_recipe
-from .tasks import Context, category_states
 from .targets import Targets
+from .tasks import Context, category_states
+
+VAL_RECORDS = 500
+"""Questions that a stage is measured with."""
 
 __all__ = ["Recipe", "Stage", "read_recipe", "train"]
 
@@ -39,8 +43,14 @@ def train(recipe: Recipe | str | Path) -> Path:
     for stage in recipe.stages:
         run_stage(context, recipe, stage, out / stage.name)
     final = out / "model"
-    context.model.save_pretrained(final)
-    context.processor.save_pretrained(final)
+    finish(
+        context.model,
+        context.processor,
+        context.val.index,
+        context.val_records,
+        context.val.cache,
+        final,
+    )
     return final
 
 
@@ -67,7 +77,7 @@ def prepare(recipe: Recipe) -> Context:
             labels, model.config.num_candidates, model.config.hidden_size, recipe.states_seed
         ),
         train_records=list(compose_records(index, entities, "train", recipe.records, recipe.seed)),
-        val_records=list(compose_records(index, entities, "val", 1200, recipe.seed)),
+        val_records=list(compose_records(index, entities, "val", VAL_RECORDS, recipe.seed)),
         seed=recipe.seed,
     )
 

@@ -76,7 +76,10 @@ def build_nano(
         }
     )
     mllm = SharedEncoderConfig(
-        text, sizes.grid, image_token_id=tokenizer.token_to_id(IMAGE_TOKEN), tie_word_embeddings=True
+        text,
+        sizes.grid,
+        image_token_id=tokenizer.token_to_id(IMAGE_TOKEN),
+        tie_word_embeddings=True,
     )
     config = MediSeeConfig(
         mllm=mllm,
@@ -152,22 +155,23 @@ def cut_tokenizer(tokenizer_json: Path, size: int) -> Tokenizer:
     """The first `size` tokens of a byte-level BPE tokenizer, as a tokenizer of its own."""
     values = json.loads(tokenizer_json.read_text())
     vocabulary = {token: i for token, i in values["model"]["vocab"].items() if i < size}
-    merges = [tuple(m) if not isinstance(m, str) else tuple(m.split(" ")) for m in values["model"]["merges"]]
+    merges = [
+        tuple(m) if not isinstance(m, str) else tuple(m.split(" "))
+        for m in values["model"]["merges"]
+    ]
     values["model"]["vocab"] = vocabulary
     values["model"]["merges"] = [list(m) for m in merges if "".join(m) in vocabulary]
     values["added_tokens"] = [t for t in values["added_tokens"] if t["content"].startswith("<|")]
     return Tokenizer.from_str(json.dumps(values))
 
 
-def _load_language(
-    model: MediSeeModel, weights: dict[str, Tensor], sizes: NanoSizes
-) -> None:
+def _load_language(model: MediSeeModel, weights: dict[str, Tensor], sizes: NanoSizes) -> None:
     """Copies the kept layers and embeddings; new tokens start at the mean embedding."""
     target = model.mllm.language_model
     state = {"norm.weight": weights["model.norm.weight"]}
     for new, old in enumerate(sizes.layers):
         start = f"model.layers.{old}."
-        layer = {n[len(start):]: v for n, v in weights.items() if n.startswith(start)}
+        layer = {n[len(start) :]: v for n, v in weights.items() if n.startswith(start)}
         if not layer:
             raise ModelError(f"the language model has no layer {old}")
         state.update({f"layers.{new}.{name}": value for name, value in layer.items()})

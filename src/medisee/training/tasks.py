@@ -135,9 +135,7 @@ class Masks(HeadTask):
             content = torch.ones(1, 2)
             truth = data.mask(target.image, [data.labels[target.label]])
             for name, box in (("dice", None), ("dice_true_box", torch.tensor([target.box]))):
-                located = model.locate(
-                    states, embedding, states[:, :1], content, prompt_boxes=box
-                )
+                located = model.locate(states, embedding, states[:, :1], content, prompt_boxes=box)
                 scores[name].append(dice(located.mask_logits[0] > 0, truth))
         return {name: float(np.mean(values)) for name, values in scores.items()}
 
@@ -183,7 +181,9 @@ class Language:
         batch = self._batch(images, chosen, explained)
         truth = self._truth(data, images, chosen)
         embedding = (
-            torch.stack([data.features(i) for i in images]) if joint else data.pooled[images].float()
+            torch.stack([data.features(i) for i in images])
+            if joint
+            else data.pooled[images].float()
         )
         prompts = None
         if joint and len(truth.boxes):
@@ -335,6 +335,7 @@ def category_scores(states: Tensor, categories: Tensor) -> Tensor:
 
 
 def nearest_category(states: Tensor, categories: Tensor) -> Tensor:
+    """(T,) the category whose states are nearest to the emitted ones."""
     return category_scores(states, categories).argmax(dim=1)
 
 
@@ -367,6 +368,7 @@ def paired_iou(first: Tensor, second: Tensor) -> Tensor:
 
 
 def dice(predicted: Tensor, truth: Tensor) -> float:
+    """Dice of two bool masks of one shape; two empty ones agree."""
     total = predicted.sum() + truth.sum()
     return 1.0 if total == 0 else float(2 * (predicted & truth).sum() / total)
 

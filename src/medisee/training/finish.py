@@ -1,0 +1,104 @@
+"""What a trained model needs beside its weights: calibration, refusal threshold, familiarity.
+
+All are fitted on the validation split, with reserved wordings that no training record used.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter, defaultdict
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+from rich.progress import track
+
+from ..calibration import Calibration, fit_isotonic, refusal_threshold
+from ..data.sa_med2d import Index
+from ..familiarity import fit_familiarity, summary
+from ..model import MediSeeModel
+from ..model.inference import TorchRuntime
+from ..model.packing import save_packed
+from ..processing import MediSeeProcessor, raw_scores, restore_mask
+from ..structures import QARecord
+from .features import FeatureCache
+
+
+def finish(
+    model: MediSeeModel,
+    processor: MediSeeProcessor,
+    index: Index,
+    records: list[QARecord],
+    cache: FeatureCache,
+    folder: Path,
+) -> None:
+    """Writes a folder that `medisee.load` opens: packed weights, processor, what was fitted.
+
+    Args:
+        records: validation questions, present and absent ones.
+        cache: features of the training and validation images.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    model.config.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    state = {n: v for n, v in model.state_dict().items() if n != "mllm.lm_head.weight"}
+    save_packed(state, folder)
+    packed = MediSeeModel.from_pretrained(folder)  # what is measured is what will be used
+    calibrate(packed, processor, index, records).save(folder / "calibration.json")
+    familiar(index, cache).save(folder)
+    (folder / "targets.json").write_text(json.dumps(trained_targets(index), indent=1) + "\n")
+
+
+def calibrate(
+    model: MediSeeModel, processor: MediSeeProcessor, index: Index, records: list[QARecord]
+) -> Calibration:
+    """Fits P(IoU > 0.5) on the first targets and the refusal threshold on the decisions."""
+    runtime = TorchRuntime(model, processor)
+    grouped: dict[str, list[QARecord]] = defaultdict(list)
+    for record in records:
+        if not record.history:
+            grouped[record.image].append(record)
+    scores: list[float] = []
+    correct: list[bool] = []
+    absence: dict[bool, list[float]] = {True: [], False: []}
+    for image, asked in track(grouped.items(), "calibrating", console=Console(stderr=True)):
+        given = processor.segmenter_input(index.load_image(image))
+        encoded = runtime.encode(given)
+        ids = [processor.question_ids(record.question) for record in asked]
+        for record, raw in zip(asked, runtime.perceive(encoded, ids, accept=0.0), strict=True):
+            absence[record.kind == "absent"].append(1 - float(raw.decision[0]))
+            if record.kind in ("implicit", "referring"):
+                truth = index.load_union(record.targets[0].masks)
+                logits = restore_mask(
+                    raw.mask_logits[0], given.pixels.shape[-1], given.content, given.original
+                )
+                scores.append(raw_scores(raw, given)[0])
+                correct.append(_iou(logits > 0, truth) > 0.5)
+    fitted = fit_isotonic(scores, correct)
+    return replace(fitted, refuse_above=refusal_threshold(absence[False], absence[True]))
+
+
+def familiar(index: Index, cache: FeatureCache):  # type: ignore[no-untyped-def]
+    """Centres of the training images' embeddings, limit from the validation images."""
+    parts = {
+        split: np.stack(
+            [summary(cache.load(index.root / record.image, 0)) for record in index.records(split)]
+        )
+        for split in ("train", "val")
+    }
+    return fit_familiarity(parts["train"], parts["val"])
+
+
+def trained_targets(index: Index) -> dict[str, dict[str, object]]:
+    """`targets.json` before the test: how many training images each category had."""
+    counts = Counter(label for record in index.records("train") for label in record.labels)
+    return {
+        label: {"n_train": count, "n_test": 0, "dice": None}
+        for label, count in sorted(counts.items())
+    }
+
+
+def _iou(first: np.ndarray, second: np.ndarray) -> float:
+    union = (first | second).sum()
+    return float((first & second).sum() / union) if union else 1.0
