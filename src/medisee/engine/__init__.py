@@ -4,7 +4,7 @@
 `referring_question(image, entity, rng)` gives a single question that names its target.
 """
 
-from medisee.engine.asking import referring_question
+from medisee.engine.single import referring_question
 from medisee.engine.writers import DEFAULT_MIX, compose_records
 
 __all__ = ["DEFAULT_MIX", "compose_records", "referring_question"]

@@ -14,8 +14,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from math import sqrt
 
 from medisee.data.sa_med2d import ImageRecord, Index
-from medisee.engine import asking
-from medisee.engine.asking import Draft, Scene
+from medisee.engine.combined import follow_up, several
+from medisee.engine.refusing import absent
+from medisee.engine.scene import Draft, Scene
+from medisee.engine.single import implicit, referring
 from medisee.entities import Entity
 from medisee.errors import DataError
 from medisee.structures import QARecord, QATarget
@@ -32,11 +34,11 @@ DEFAULT_MIX: Mapping[str, float] = {
 """Share of each kind of record."""
 
 _WRITERS: Mapping[str, Callable[[Scene], Draft | None]] = {
-    "referring": asking.referring,
-    "implicit": asking.implicit,
-    "absent": asking.absent,
-    "several": asking.several,
-    "round": asking.follow_up,
+    "referring": referring,
+    "implicit": implicit,
+    "absent": absent,
+    "several": several,
+    "round": follow_up,
 }
 _TRIES = 6
 
@@ -106,7 +108,7 @@ def _draft(kind: str, scene: Scene, asked: set[str]) -> Draft | None:
     return None
 
 
-_PLAIN: Sequence[Callable[[Scene], Draft | None]] = (asking.referring, asking.implicit)
+_PLAIN: Sequence[Callable[[Scene], Draft | None]] = (referring, implicit)
 
 
 def _record(draft: Draft, scene: Scene) -> QARecord:
