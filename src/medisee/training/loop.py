@@ -22,6 +22,10 @@ from .recipe import Recipe, Stage
 from .tasks import TASKS, Context
 
 
+LINE_EVERY = 25
+"""Steps between two lines of progress where there is no terminal to draw a bar on."""
+
+
 def run_stage(context: Context, recipe: Recipe, stage: Stage, folder: Path) -> None:
     """Runs one stage to its end, from its last checkpoint where there is one."""
     groups = trainable(context.model, stage)
@@ -37,6 +41,11 @@ def run_stage(context: Context, recipe: Recipe, stage: Stage, folder: Path) -> N
             recent = {k: 0.95 * recent.get(k, v) + 0.05 * v for k, v in losses.items()}
             progress.update(bar, advance=1, losses=_row(recent))
             done = step + 1
+            if not progress.console.is_terminal and done % LINE_EVERY == 0:
+                seconds = time.monotonic() - began
+                progress.console.print(
+                    f"{stage.name} {done}/{stage.steps} {seconds:.0f} s {_row(recent)}"
+                )
             if done % stage.validate_every == 0 or done == stage.steps:
                 context.model.eval()
                 log.write(stage.name, done, time.monotonic() - began, recent, task.validate())
@@ -78,7 +87,8 @@ def train_step(
         [p for group in optimizer.param_groups for p in group["params"]], stage.clip
     )
     optimizer.step()
-    return {name: float(value) for name, value in losses.items()} | {"total": float(total)}
+    losses = {**losses, "total": total}
+    return {name: float(value.detach()) for name, value in losses.items()}
 
 
 def trainable(model: MediSeeModel, stage: Stage) -> list[dict[str, Any]]:
