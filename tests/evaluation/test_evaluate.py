@@ -117,6 +117,18 @@ def test_predictions_of_another_system_are_not_mixed(data, tmp_path):
         evaluate(other, data, out=tmp_path)
 
 
+def test_predictions_of_other_weights_are_not_mixed(data, tmp_path):
+    model = FakeModel()
+    model.folder = tmp_path / "model"
+    model.folder.mkdir()
+    (model.folder / "model.safetensors").write_bytes(b"first")
+    evaluate(model, data, out=tmp_path / "out")
+    evaluate(model, data, out=tmp_path / "out")
+    (model.folder / "model.safetensors").write_bytes(b"second")
+    with pytest.raises(DataError, match="other weights"):
+        evaluate(model, data, out=tmp_path / "out")
+
+
 def test_missing_predictions_are_an_error(data):
     index = Index.open(data)
     with pytest.raises(DataError, match="4 pairs have no prediction"):

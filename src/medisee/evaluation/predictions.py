@@ -6,6 +6,7 @@ RLE. Images whose pairs are all there are not opened again.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from itertools import groupby
@@ -34,7 +35,7 @@ class Session(Protocol):
 
 
 class Model(Protocol):
-    """Everything that can be evaluated."""
+    """Everything that can be evaluated; one that has a `folder` is recognised by its files."""
 
     @property
     def name(self) -> str:
@@ -68,7 +69,8 @@ class Prediction(TypedDict):
 
 def predict(model: Model, index: Index, pairs: Sequence[Pair], path: Path, explain: bool) -> None:
     """Appends the answers that `path` still lacks: one session per image, one call to ask."""
-    header = {"format": FORMAT, "model": model.name, "explain": explain}
+    weights = _fingerprint(getattr(model, "folder", None))
+    header = {"format": FORMAT, "model": model.name, "weights": weights, "explain": explain}
     done = _resume(path, header)
     missing = [pair for pair in pairs if pair.id not in done]
     with path.open("a", encoding="utf-8") as out, _progress() as bar:
@@ -132,8 +134,25 @@ def _resume(path: Path, header: dict[str, Any]) -> set[str]:
     if not lines:
         path.write_text(json.dumps(header) + "\n", encoding="utf-8")
     elif lines[0] != header:
-        raise DataError(f"{path.name}: holds another system's predictions; choose another folder")
+        raise DataError(
+            f"{path.name}: holds predictions of another system or of other weights; "
+            "choose another folder"
+        )
     return {line["id"] for line in lines[1:]}
+
+
+def _fingerprint(folder: Path | None) -> str | None:
+    """SHA-256 over the weights and settings in a model's folder; None for one without."""
+    if folder is None:
+        return None
+    digest = hashlib.sha256()
+    for file in sorted(folder.iterdir()):
+        if file.suffix in (".safetensors", ".onnx", ".json"):
+            digest.update(file.name.encode())
+            with file.open("rb") as content:
+                while chunk := content.read(1 << 20):
+                    digest.update(chunk)
+    return digest.hexdigest()
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:

@@ -49,7 +49,6 @@ class Row:
     refused: bool
     score: float | None
     findings: int
-    seconds: float
 
 
 @dataclass(frozen=True)
@@ -114,7 +113,6 @@ class Report:
             },
             "refusal": self.refusal(),
             "ece": self.calibration(),
-            "seconds_per_question": float(np.mean([row.seconds for row in self.rows])),
             "rows": [_row_dict(row) for row in self.rows],
         }
 
@@ -185,7 +183,6 @@ def _row(pair: Pair, prediction: Prediction, true: NDArray[np.bool_], entities: 
         refused=prediction["refusal"] is not None or not findings,
         score=findings[0]["score"] if len(findings) == 1 else None,
         findings=len(findings),
-        seconds=sum(prediction["seconds"].values()),
     )
 
 
