@@ -61,7 +61,7 @@ class MediSeeOutput(ModelOutput):
         logits: (A, V) at the A supervised positions, row by row, or (Q, L, V) without labels.
         target_question: (T,) the question that each target belongs to.
         states: (T, n, d) candidate states.
-        located: masks and boxes of the targets; None when no question has a target.
+        located: masks and boxes of the targets; None when not wanted, or without any target.
         image_states: (B, N, d).
     """
 
@@ -172,6 +172,7 @@ class MediSeeModel(PreTrainedModel):
         segmenter_embedding: Tensor | None = None,
         labels: Tensor | None = None,
         prompt_boxes: Tensor | None = None,
+        locate: bool = True,
         decode: bool = True,
     ) -> MediSeeOutput:
         """All questions of all images in one pass; an image's prefix is shared by its questions.
@@ -186,7 +187,8 @@ class MediSeeModel(PreTrainedModel):
             segmenter_embedding: (B, C, E, E), cached.
             labels: (Q, L), -100 where unsupervised.
             prompt_boxes: (T, 4) cxcywh; prompts the mask decoder in place of the predicted boxes.
-            decode: run the mask decoder.
+            locate: run the box decoder; and with it, if
+            decode: the mask decoder.
         """
         if segmenter_embedding is None:
             with torch.no_grad():  # frozen, in every stage of the paper
@@ -200,7 +202,7 @@ class MediSeeModel(PreTrainedModel):
         )
         question, candidates = self.candidate_states(states, input_ids)
         located = None
-        if len(question):
+        if locate and len(question):
             image = image_index[question]
             located = self.locate(
                 candidates,

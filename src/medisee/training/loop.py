@@ -21,7 +21,6 @@ from ..model.losses import weighted_sum
 from .recipe import Recipe, Stage
 from .tasks import TASKS, Context
 
-
 LINE_EVERY = 25
 """Steps between two lines of progress where there is no terminal to draw a bar on."""
 

@@ -40,7 +40,7 @@ CHATML = PromptTemplate(
 class NanoSizes:
     """What is kept of the parents, and the sizes of the heads."""
 
-    layers: tuple[int, ...] = (0, 1, 2, 6, 11, 15, 19, 24, 28, 29)
+    layers: tuple[int, ...] = (0, 1, 6, 11, 15, 19, 28, 29)
     vocabulary: int = 20480
     grid: int = 8
     num_candidates: int = 2

@@ -35,6 +35,9 @@ from .targets import (
 
 Losses = dict[str, Tensor]
 
+SHORT = 110
+"""Longest question, in characters, of a batch without explanations."""
+
 
 def category_states(labels: Sequence[str], candidates: int, width: int, seed: int) -> Tensor:
     """(labels, n, d) fixed states: a common part and a part of each category's own, RMS 1 each."""
@@ -158,27 +161,36 @@ class Language:
 
     def losses(self, step: int, progress: float) -> Losses:
         random = np.random.default_rng([self.context.seed, step, 11])
+        # Explained answers and conversations are long; they come together, for every row of a
+        # batch is as long as its longest.
+        explain = bool(random.random() < self.stage.explain)
         rows = random.choice(len(self.images), self.stage.batch, p=self.weights, replace=False)
         images = [self.images[row] for row in rows]
         chosen = [
-            (place, self.by_image[image][k])
+            (place, record)
             for place, image in enumerate(images)
-            for k in random.permutation(len(self.by_image[image]))[: self.stage.questions]
+            for record in self._pick(image, explain, random)
         ]
-        explained = random.random(len(chosen)) < self.stage.explain
-        return self._losses(self.context.train, images, chosen, explained, progress, random)
+        return self._losses(self.context.train, images, chosen, explain, progress, random)
+
+    def _pick(self, image: int, explain: bool, random: np.random.Generator) -> list[QARecord]:
+        records = self.by_image[image]
+        order = [records[k] for k in random.permutation(len(records))]
+        if not explain:
+            order = [r for r in order if not r.history and len(r.question) <= SHORT] or order
+        return order[: self.stage.questions]
 
     def _losses(
         self,
         data: Targets,
         images: list[int],
         chosen: list[tuple[int, QARecord]],
-        explained: np.ndarray,
+        explain: bool,
         progress: float,
         random: np.random.Generator,
     ) -> Losses:
         joint = self.stage.task == "joint"
-        batch = self._batch(images, chosen, explained)
+        batch = self._batch(images, chosen, explain)
         truth = self._truth(data, images, chosen)
         embedding = (
             torch.stack([data.features(i) for i in images])
@@ -195,6 +207,7 @@ class Language:
             content=torch.ones(len(images), 2),
             segmenter_embedding=embedding,
             prompt_boxes=prompts,
+            locate="l1" in self.stage.weights or joint,
             decode=joint,
         )
         targets = batch["labels"][:, 1:][batch["labels"][:, 1:] != -100]
@@ -210,11 +223,11 @@ class Language:
         return losses
 
     def _batch(
-        self, images: list[int], chosen: list[tuple[int, QARecord]], explained: np.ndarray
+        self, images: list[int], chosen: list[tuple[int, QARecord]], explain: bool
     ) -> dict[str, Tensor]:
         processor = self.context.processor
         rows, starts, stops = [], [], []
-        for (_, record), explain in zip(chosen, explained, strict=True):
+        for _, record in chosen:
             history = [(turn.question, turn.answer) for turn in record.history]
             question = processor.question_ids(record.question, history)
             answer = processor.answer_ids(record.answer, len(record.targets))
@@ -269,7 +282,7 @@ class Language:
         """On reserved wordings: category by nearest state, decision, boxes from own states."""
         sums: dict[str, list[float]] = defaultdict(list)
         for images, chosen in self._validation_batches():
-            batch = self._batch(images, chosen, np.zeros(len(chosen), bool))
+            batch = self._batch(images, chosen, explain=False)
             truth = self._truth(self.context.val, images, chosen)
             output = self.context.model(
                 **batch,
