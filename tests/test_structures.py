@@ -8,7 +8,6 @@ import numpy as np
 import pydantic
 import pytest
 from hypothesis import given
-from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from medisee.structures import (
@@ -64,7 +63,7 @@ def test_orientation(left, top, plane, patient_left):
 
 @pytest.mark.parametrize("letters", [("R", "L"), ("A", "A"), ("S", "A"), ("R", "")])
 def test_orientation_refuses(letters):
-    with pytest.raises(ValueError, match="direction|axes"):
+    with pytest.raises(ValueError, match=r"direction|axes"):
         Orientation(*letters)
 
 
@@ -83,7 +82,7 @@ def test_image_knows_its_size():
     ],
 )
 def test_image_refuses_other_shapes(changes):
-    with pytest.raises(ValueError, match="pixels|display"):
+    with pytest.raises(ValueError, match=r"pixels|display"):
         image(**changes)
 
 

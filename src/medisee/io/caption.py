@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -121,29 +123,25 @@ def wrap(text: str, size: int, width: int, most: int) -> list[str]:
 
     A word longer than a line is broken anywhere.
     """
-    # Enough for the narrowest letters; keeps a text of a million letters from being measured.
-    words = text[: most * width].split()
     lines: list[str] = []
     line = ""
-    for word in words:
+    # No line holds more letters than pixels, so a text of a million letters is not measured.
+    for word in text[: (most + 1) * width].split():
         longer = f"{line} {word}" if line else word
         if _width(longer, size) <= width:
             line = longer
             continue
         if line:
             lines.append(line)
-        while _width(word, size) > width:
-            cut = _fitting(word, size, width)
-            lines.append(word[:cut])
-            word = word[cut:]
         line = word
+        while len(lines) <= most and _width(line, size) > width:
+            cut = _fitting(line, size, width)
+            lines.append(line[:cut])
+            line = line[cut:]
         if len(lines) > most:
             break
     lines = [*lines, line] if line else lines
-    if len(lines) <= most and len(text) <= most * width:
-        return lines
-    last = lines[most - 1] if len(lines) >= most else lines[-1]
-    return [*lines[: most - 1], _shorten(last, size, width)]
+    return lines if len(lines) <= most else [*lines[: most - 1], _cut(lines[most - 1], size, width)]
 
 
 def _width(text: str, size: int) -> float:
@@ -152,10 +150,12 @@ def _width(text: str, size: int) -> float:
 
 def _fitting(word: str, size: int, width: int) -> int:
     """How many letters of the word fit, at least one."""
-    return next((n for n in range(len(word), 1, -1) if _width(word[:n], size) <= width), 1)
+    fitting = bisect_right(range(1, len(word) + 1), width, key=lambda n: _width(word[:n], size))
+    return max(fitting, 1)
 
 
-def _shorten(line: str, size: int, width: int) -> str:
-    while line and _width(line + "...", size) > width:
-        line = line[:-1]
-    return line.rstrip(" ,;") + "..."
+def _cut(line: str, size: int, width: int) -> str:
+    """As much of the line as fits with an ellipsis."""
+    return (
+        line[: _fitting(line, size, width - math.ceil(_width("...", size)))].rstrip(" ,;") + "..."
+    )

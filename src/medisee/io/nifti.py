@@ -84,7 +84,8 @@ def _open(stream: BinaryIO, request: ReadRequest) -> Any:
     stream.seek(0)
     second = head in (b"\x1c\x02\x00\x00", b"\x00\x00\x02\x1c")
     kind = nibabel.Nifti2Image if second else nibabel.Nifti1Image
-    image = kind.from_stream(stream)
+    with nibabel.imageglobals.LoggingOutputSuppressor():  # it mends headers aloud
+        image = kind.from_stream(stream)
     if not 2 <= len(image.shape) <= 4 or min(image.shape) < 1:
         raise InputError(f"{request.name}: a volume has 2 to 4 dimensions, not {image.shape}")
     dtype = image.get_data_dtype()

@@ -43,6 +43,8 @@ def write_answer(
     taken = [path for name in stems for path in _files_of(folder, name)]
     if taken and not overwrite:
         raise InputError(f"{taken[0]}: is there already; choose another name or overwrite it")
+    if folders := [path for path in taken if path.is_dir()]:
+        raise InputError(f"{folders[0]}: is a folder; choose another name")
     with _folder(folder), tempfile.TemporaryDirectory(prefix=".medisee-", dir=folder) as draft:
         pairs = zip(answers, stems, strict=True)
         names = [name for one, base in pairs for name in _write(one, Path(draft), base)]
@@ -70,7 +72,7 @@ def _stems(answers: Sequence[Answer], stem: str | None) -> list[str]:
     if not answers:
         raise InputError("there is no answer to write")
     base = stem if stem is not None else _default_stem(answers[0])
-    if not base or base != Path(base).name or "\0" in base:
+    if not base.strip(".") or base != Path(base).name or "\0" in base:
         raise InputError("the name of the output files must be a plain file name")
     if len(answers) == 1:
         return [base]
