@@ -14,7 +14,8 @@ SOURCE = Path(__file__).resolve().parent.parent / "src" / "medisee"
 
 BASE = {"errors", "extras", "structures", "boxes", "entities"}
 PREDICTOR = BASE | {
-    "io", "examples", "processing", "model", "runtime", "calibration", "hub", "questions",
+    "io", "examples", "processing", "model", "runtime", "calibration", "familiarity", "hub",
+    "questions",
 }  # fmt: skip
 TRAINING = BASE | {
     "data", "engine", "processing", "model", "calibration", "parallel", "hub", "evaluation.metrics",
@@ -39,6 +40,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "testing": BASE | {"questions"},
     "processing": BASE,
     "calibration": BASE,
+    "familiarity": BASE,
     "parallel": BASE,
     "model": BASE | {"processing"},
     "runtime": BASE | {"processing"},

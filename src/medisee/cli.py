@@ -30,6 +30,7 @@ COMMANDS = {
     "targets": "medisee.commands.targets:targets",
     "models": "medisee.commands.models:models",
     "train": "medisee.commands.train:train",
+    "evaluate": "medisee.commands.evaluate:evaluate",
 }
 """Command -> "module:function"; the function's signature and docstring are the command's."""
 
