@@ -18,7 +18,8 @@ PREDICTOR = BASE | {
     "questions",
 }  # fmt: skip
 TRAINING = BASE | {
-    "data", "engine", "processing", "model", "calibration", "parallel", "hub", "evaluation.metrics",
+    "data", "engine", "processing", "model", "calibration", "familiarity", "parallel", "hub",
+    "evaluation.metrics",
 }  # fmt: skip
 FRONT = BASE | {
     "io", "examples", "hub", "questions", "predictor", "training", "evaluation", "engine", "data",
