@@ -150,7 +150,8 @@ def _width(text: str, size: int) -> float:
 
 def _fitting(word: str, size: int, width: int) -> int:
     """How many letters of the word fit, at least one."""
-    fitting = bisect_right(range(1, len(word) + 1), width, key=lambda n: _width(word[:n], size))
+    lengths = range(1, len(word) + 1)
+    fitting = bisect_right(lengths, float(width), key=lambda n: _width(word[:n], size))
     return max(fitting, 1)
 
 

@@ -79,12 +79,13 @@ def _display(values: NDArray[Any], request: ReadRequest) -> tuple[NDArray[np.uin
 
 def _open(stream: BinaryIO, request: ReadRequest) -> Any:
     import nibabel
+    from nibabel.imageglobals import LoggingOutputSuppressor
 
     head = stream.read(4)
     stream.seek(0)
     second = head in (b"\x1c\x02\x00\x00", b"\x00\x00\x02\x1c")
     kind = nibabel.Nifti2Image if second else nibabel.Nifti1Image
-    with nibabel.imageglobals.LoggingOutputSuppressor():  # it mends headers aloud
+    with LoggingOutputSuppressor():  # it mends headers aloud
         image = kind.from_stream(stream)
     if not 2 <= len(image.shape) <= 4 or min(image.shape) < 1:
         raise InputError(f"{request.name}: a volume has 2 to 4 dimensions, not {image.shape}")
