@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 
 from ..errors import ModelError
 from ..processing import MediSeeProcessor, RawAnswer, SegmenterInput
@@ -33,12 +34,7 @@ class TorchRuntime:
             ModelError: weights that do not fit the configuration, or a device that is not there.
         """
         place = _device(device)
-        try:
-            model = MediSeeModel.from_pretrained(folder)
-        except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
-            reason = str(error).strip().split("\n")[0]
-            raise ModelError(f"the model in {folder} cannot be loaded: {reason}") from error
-        return cls(model.to(place), processor)
+        return cls(load_weights(folder).to(place), processor)
 
     def encode(self, image: SegmenterInput, mllm_pixels: object | None = None) -> EncodedImage:
         """Phase 1, once per image."""
@@ -67,6 +63,19 @@ class TorchRuntime:
     def explain(self, raw: RawAnswer, opening: int | None) -> Iterator[int]:
         """Phase 3: token ids of the explanation."""
         return self.model.explain(raw.handle, opening, self.processor.end_id)
+
+
+def load_weights(folder: Path) -> MediSeeModel:
+    """A model folder's network.
+
+    Raises:
+        ModelError: configuration or weights that are broken or do not fit each other.
+    """
+    try:
+        return MediSeeModel.from_pretrained(folder)
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise ModelError(f"the model in {folder} cannot be loaded: {reason}") from error
 
 
 def _raw(perceived: Perceived) -> RawAnswer:

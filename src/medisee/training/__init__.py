@@ -10,7 +10,8 @@ from ..data.sa_med2d import Index
 from ..engine import compose_records
 from ..entities import load_entities
 from ..errors import DataError
-from ..model import MediSeeModel
+from ..hub import find_model
+from ..model.inference import load_weights
 from ..processing import MediSeeProcessor
 from ..structures import QARecord
 from .encoding import encode_images
@@ -58,8 +59,9 @@ def train(recipe: Recipe | str | Path) -> Path:
 def prepare(recipe: Recipe) -> Context:
     """Model, features and questions of a run."""
     index = Index.open(recipe.data)
-    processor = MediSeeProcessor.from_pretrained(recipe.init)
-    model = MediSeeModel.from_pretrained(recipe.init)
+    start = find_model(recipe.init)
+    processor = MediSeeProcessor.from_pretrained(start)
+    model = load_weights(start)
     entities = load_entities()
     labels = sorted({label for r in index.records("train") for label in r.labels} & set(entities))
     if not labels:
