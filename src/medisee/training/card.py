@@ -1,0 +1,160 @@
+"""The model card: what a model is, what it learned from, how well it does, what it may be used for.
+
+All figures come from a report of `medisee evaluate` on the test split; none is typed by hand.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+from ..data.sa_med2d import Index
+
+COLUMNS = {
+    "dice": "Dice",
+    "mean_iou": "gIoU",
+    "cumulative_iou": "cIoU",
+    "box_iou": "box IoU",
+    "accuracy_at_0.5": "Acc@0.5",
+    "named": "named",
+    "answered": "answered",
+}
+PLAIN = {
+    "true-boxes": "true box given to the untouched LiteMedSAM (a ceiling)",
+    "category-means": "mean mask of the category (knows the label)",
+    "centred-box": "centred box (a floor)",
+}
+HEAD = """---
+license: cc-by-nc-sa-4.0
+library_name: medisee
+tags: [medical, segmentation, detection, visual-question-answering]
+datasets:
+{datasets}
+---
+
+# MediSee nano
+
+A small model for medical reasoning segmentation and detection: it reads a question about a
+medical image and answers with a mask, a box and a sentence, or refuses. LiteMedSAM's image encoder
+(Apache-2.0) serves both the mask decoder and an 8-layer language model cut from
+SmolLM2-135M-Instruct (Apache-2.0).
+
+**Research tool, not a medical device.** Never base a diagnosis or a treatment on it.
+
+The weights carry **CC BY-NC-SA 4.0**: some of the images they learned from do. The code is
+Apache-2.0.
+"""
+
+
+def write_card(folder: Path, index: Index, report: Path, plain: dict[str, Path]) -> None:
+    """Writes `README.md` and the test scores in `targets.json` of a model folder.
+
+    Args:
+        index: the data set that the model was trained and tested on.
+        report: `report.json` of the model on the test split.
+        plain: reports of the plain comparisons, by their name in `PLAIN`.
+    """
+    found = json.loads(report.read_text(encoding="utf-8"))
+    others = {n: json.loads(p.read_text(encoding="utf-8")) for n, p in plain.items()}
+    parts = [
+        _head(index),
+        "## Figures\n",
+        f"On the test split, free-running ({found['images']} images, {found['pairs']} questions); "
+        "per cent, 95 % intervals by bootstrap over images.\n",
+        figures_table(found, others),
+        refusal_line(found),
+        "\n## By modality (referring)\n",
+        _table("modality", found["modality"]["referring"]),
+        "\n## By category (referring)\n",
+        _table("category", found["category"]["referring"]),
+        "\n## Training data\n",
+        _sources(index),
+        "\n## Limits\n",
+        LIMITS,
+    ]
+    (folder / "README.md").write_text("\n".join(parts), encoding="utf-8")
+    _score_targets(folder / "targets.json", found["category"]["referring"])
+
+
+LIMITS = """\
+Small targets, thin structures and many-instance targets (vessels, microaneurysms, nuclei) are
+segmented poorly. Single levels of the spine, ribs and sides are confused more often than kinds of
+organs. Categories with fewer than six images were seen in training only. A question in words far
+from any it has read may be answered with another structure of the same kind of image. The score is
+calibrated on images from the same sources; on other images it says less.
+"""
+
+
+def figures_table(found: dict[str, Any], others: dict[str, dict[str, Any]]) -> str:
+    """The main table: the model's kinds of question, then the plain comparisons."""
+    rows = {f"nano, {kind}": figures for kind, figures in found["kinds"].items()}
+    for name, report in others.items():
+        rows |= {
+            f"{PLAIN[name]}, {kind}": {k: v for k, v in figures.items() if k != "named"}
+            for kind, figures in report["kinds"].items()
+            if kind == "referring"
+        }
+    return _table("", rows)
+
+
+def refusal_line(found: dict[str, Any]) -> str:
+    """How often absent targets are refused, and present ones answered."""
+    rates = found["refusal"]
+    reasons = [
+        f"{name.replace('_', ' ')} {100 * value:.0f} %"
+        for name, value in rates.items()
+        if name not in ("n_acc", "t_acc", "mcc") and value is not None
+    ]
+    line = f"\nPresent targets answered: {100 * rates['t_acc']:.1f} %."
+    if rates["n_acc"] is not None:
+        line += f" Absent ones refused: {100 * rates['n_acc']:.1f} % ({', '.join(reasons)})."
+    if found["ece"] is not None:
+        line += f" Expected calibration error of the score: {100 * found['ece']:.1f} %."
+    return line + "\n"
+
+
+def _table(first: str, rows: dict[str, Any]) -> str:
+    lines = [f"| {first} | n | {' | '.join(COLUMNS.values())} |", "| --- " * 9 + "|"]
+    for name, figures in rows.items():
+        cells = [_cell(figures.get(key)) for key in COLUMNS]
+        lines.append(f"| {name} | {figures['dice']['n']} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _cell(figure: dict[str, float] | None) -> str:
+    if figure is None:
+        return "-"
+    return f"{100 * figure['value']:.1f} ({100 * figure['low']:.0f}-{100 * figure['high']:.0f})"
+
+
+def _head(index: Index) -> str:
+    sources = sorted({record.source for record in index.records("train")})
+    return HEAD.format(datasets="\n".join(f"  - {source}" for source in sources))
+
+
+def _sources(index: Index) -> str:
+    """One row per source: licence as stated there, patients and images trained on."""
+    patients, images, licences = defaultdict(set), defaultdict(int), {}
+    for record in index.records("train"):
+        patients[record.source].add(record.patient)
+        images[record.source] += 1
+        licences[record.source] = record.licence
+    lines = [
+        "| source | patients | images | licence as stated there |",
+        "| --- | --- | --- | --- |",
+    ]
+    for source in sorted(images, key=lambda name: -images[name]):
+        count = f"{len(patients[source])} | {images[source]}"
+        lines.append(f"| {source} | {count} | {licences[source]} |")
+    return "\n".join(lines)
+
+
+def _score_targets(path: Path, categories: dict[str, Any]) -> None:
+    targets = json.loads(path.read_text(encoding="utf-8"))
+    for name, figures in categories.items():
+        if name in targets:
+            dice = figures["dice"]
+            targets[name] |= {"n_test": dice["n"], "dice": round(dice["value"], 4)}
+    path.write_text(json.dumps(targets, indent=1) + "\n", encoding="utf-8")
