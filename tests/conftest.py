@@ -45,6 +45,8 @@ def run(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "100")
     monkeypatch.delenv("MEDISEE_DEBUG", raising=False)
+    monkeypatch.setenv("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # as main() would, but put back
+    monkeypatch.setenv("TRANSFORMERS_VERBOSITY", "error")
 
     def run_command(*argv: object) -> Run:
         with pytest.raises(SystemExit) as leaving:

@@ -25,16 +25,30 @@ def page_name(page: Path) -> str:
     return page.relative_to(ROOT).as_posix()
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if python_blocks(page)], ids=page_name)
-def test_python_of_the_docs_runs(page, tmp_path, monkeypatch, capsys):
+@pytest.fixture
+def nano():
+    """Skips where the shipped model cannot run."""
     try:
         find_model("nano")
     except ModelError as error:
         pytest.skip(str(error))
     pytest.importorskip("torch", reason="nano runs on torch, which is not installed")
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if python_blocks(page)], ids=page_name)
+def test_python_of_the_docs_runs(page, nano, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     exec(compile(python_blocks(page), page_name(page), "exec"), {})
     assert capsys.readouterr().out
+
+
+def test_the_first_command_of_the_readme_runs(nano, run, tmp_path):
+    text = (ROOT / "README.md").read_text("utf-8")
+    image, question = re.search(r'medisee ask (\S+) "([^"]+)"', text).groups()
+    done = run("ask", image, question)
+    assert done.code == 0
+    assert "target" in done.out
+    assert list(tmp_path.glob("*.overlay.png"))
 
 
 @pytest.mark.parametrize("page", PAGES, ids=page_name)

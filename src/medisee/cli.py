@@ -38,8 +38,8 @@ COMMANDS = {
 def main(argv: Sequence[str] | None = None) -> NoReturn:
     """Run the command line on `argv` (default: the process's own) and exit."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    if not sys.warnoptions and not _debugging():
-        warnings.simplefilter("ignore")  # those of other packages mean nothing to a user
+    if not _debugging():
+        _silence_others()
     try:
         code = _build(arguments)(
             arguments or ["--help"], prog_name="medisee", standalone_mode=False
@@ -91,6 +91,14 @@ def _top(
 
     A research tool, not a medical device.
     """
+
+
+def _silence_others() -> None:
+    """Warnings and bars of the packages below mean nothing to a user, and spoil the screen."""
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # transformers' too
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 
 def _debugging() -> bool:

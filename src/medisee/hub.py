@@ -118,8 +118,8 @@ def _has_weights(folder: Path) -> bool:
 
 def _unknown(name: str) -> str:
     close = difflib.get_close_matches(name, SHIPPED, n=1)
-    hint = f"did you mean {close[0]}?" if close else f"known: {', '.join(SHIPPED)}"
-    return f"no model or folder is called {name!r}; {hint} A folder or hub id works too"
+    hint = f"did you mean {close[0]}?" if close else f"there is {', '.join(SHIPPED)};"
+    return f"no model or folder is called {name!r}; {hint} a folder or a hub id works too"
 
 
 def _download(hub_id: str) -> Path:
