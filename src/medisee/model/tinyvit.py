@@ -106,15 +106,17 @@ class WindowAttention(nn.Module):
         self.qkv = nn.Linear(channels, 3 * channels)
         self.proj = nn.Linear(channels, channels)
         self.attention_biases = nn.Parameter(torch.zeros(heads, window**2))
-        self.register_buffer("offsets", relative_offsets(window), persistent=False)
+        self.window = window
 
     def forward(self, x: Tensor) -> Tensor:
         batch, positions, channels = x.shape
         # qkv is laid out head by head: [q k v] of head 1, then of head 2, ...
         qkv = self.qkv(self.norm(x)).view(batch, positions, self.heads, 3, -1)
         query, key, value = qkv.permute(3, 0, 2, 1, 4)
+        # Not a buffer: transformers builds models without memory and would leave it unset.
+        offsets = relative_offsets(self.window).to(x.device)
         # Four dimensions, or torch takes its slow path on a CPU.
-        bias = self.attention_biases[None, :, self.offsets].to(query.dtype)
+        bias = self.attention_biases[None, :, offsets].to(query.dtype)
         mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=bias)
         return self.proj(mixed.transpose(1, 2).reshape(batch, positions, channels))
 
