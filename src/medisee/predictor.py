@@ -175,6 +175,8 @@ class Session:
 
     def _warnings(self, question: str) -> list[str]:
         warnings = [UNFAMILIAR] if self._unfamiliar else []
+        if self.image.orientation is None and _speaks_of_sides(question):
+            warnings.append(NO_ORIENTATION)
         letters = [char for char in question if char.isalpha()]
         if sum(char.isascii() for char in letters) < 0.5 * len(letters):
             warnings.append(NOT_ENGLISH)
@@ -195,8 +197,8 @@ class Session:
                 piece, answer.text = text[len(answer.text) :], text
                 yield piece
         answer.findings = label_findings(answer.findings, answer.text)
-        if self.image.orientation is None and _speaks_of_sides(answer):
-            answer.warnings.append(NO_ORIENTATION)
+        if self.image.orientation is None and _speaks_of_sides(answer.text):
+            answer.warnings = list(dict.fromkeys([*answer.warnings, NO_ORIENTATION]))
         answer.seconds["explain"] = time.perf_counter() - started
 
 
@@ -221,6 +223,6 @@ def _first_entity(sentence: str) -> Entity | None:
     return min(openings, key=lambda place: place[:2])[2] if openings else None
 
 
-def _speaks_of_sides(answer: Answer) -> bool:
-    words = f"{answer.question} {answer.text}".lower().split()
+def _speaks_of_sides(text: str) -> bool:
+    words = text.lower().split()
     return bool({"left", "right"} & {word.strip(".,;:?!()'\"") for word in words})

@@ -57,7 +57,7 @@ def segmenter_input(
 
     `minmax` with padding is LiteMedSAM's official recipe (longest side to S by area, each image to
     0..1 by its own minimum and maximum, zeros right and below); without padding, MedSAM's.
-    `imagenet` is SAM's (mean and std first, then zeros).
+    `imagenet` is SAM's (antialiased bilinear to S, mean and std, then zeros).
 
     Args:
         display: (H, W, 3) uint8.
@@ -65,12 +65,12 @@ def segmenter_input(
     """
     height, width = display.shape[:2]
     content = (size, size) if not pad else fit_longest_side(height, width, size)
-    resized = _resize(display, content).astype(np.float32)
     if normalisation == "minmax":
+        resized = resize_area(display, content).astype(np.float32)
         low, high = resized.min(), resized.max()
         normalised = (resized - low) / max(float(high - low), 1e-8)
     else:
-        normalised = (resized - IMAGENET_MEAN) / IMAGENET_STD
+        normalised = (_resize_bilinear(display, content) - IMAGENET_MEAN) / IMAGENET_STD
     pixels = np.zeros((3, size, size), np.float32)
     pixels[:, : content[0], : content[1]] = normalised.transpose(2, 0, 1)
     return SegmenterInput(pixels, content, (height, width))
@@ -82,11 +82,30 @@ def fit_longest_side(height: int, width: int, size: int) -> tuple[int, int]:
     return max(int(height * scale + 0.5), 1), max(int(width * scale + 0.5), 1)
 
 
-def _resize(display: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-    # Area averaging when shrinking, bilinear when enlarging: what OpenCV's INTER_AREA does.
-    shrinks = shape[0] < display.shape[0] or shape[1] < display.shape[1]
-    kind = Image.Resampling.BOX if shrinks else Image.Resampling.BILINEAR
-    return np.asarray(Image.fromarray(display).resize((shape[1], shape[0]), kind))
+def resize_area(display: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """(H, W, C) uint8 -> (h, w, C) uint8: means over equal areas, bilinear where it enlarges.
+
+    Equals OpenCV's INTER_AREA; Pillow's box filter counts each pixel wholly or not at all.
+    """
+    if shape[0] > display.shape[0] or shape[1] > display.shape[1]:
+        return _resize_bilinear(display, shape)
+    rows = _means(display, shape[0])
+    return np.rint(_means(rows.swapaxes(0, 1), shape[1]).swapaxes(0, 1)).astype(np.uint8)
+
+
+def _means(values: np.ndarray, count: int) -> np.ndarray:
+    """(N, ...) -> (count, ...): means over equal parts of the first axis, cut within elements."""
+    edges = np.arange(count) * (len(values) / count)
+    first = edges.astype(int)
+    before = (edges - first)[:, None, None] * values[first]  # belongs to the part before
+    after = np.append(before[1:], np.zeros_like(before[:1]), axis=0)
+    sums = np.add.reduceat(values, first, axis=0, dtype=np.float64)
+    return (sums - before + after) * (count / len(values))
+
+
+def _resize_bilinear(display: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    size = (shape[1], shape[0])
+    return np.asarray(Image.fromarray(display).resize(size, Image.Resampling.BILINEAR))
 
 
 CLIP_MEAN = np.array([0.48145466, 0.4578275, 0.40821073], np.float32)
@@ -95,13 +114,17 @@ CLIP_STD = np.array([0.26862954, 0.26130258, 0.27577711], np.float32)
 
 def clip_input(display: np.ndarray, size: int) -> np.ndarray:
     """(3, size, size) float32: CLIP's shortest edge to `size`, central square, its mean and std."""
-    height, width = display.shape[:2]
-    scale = size / min(height, width)
-    shape = (max(int(width * scale), size), max(int(height * scale), size))
-    resized = Image.fromarray(display).resize(shape, Image.Resampling.BICUBIC)
-    left, top = (shape[0] - size) // 2, (shape[1] - size) // 2
+    height, width = fit_shortest_side(display.shape[0], display.shape[1], size)
+    resized = Image.fromarray(display).resize((width, height), Image.Resampling.BICUBIC)
+    left, top = (width - size) // 2, (height - size) // 2
     square = np.asarray(resized.crop((left, top, left + size, top + size)), np.float32)
     return ((square / 255 - CLIP_MEAN) / CLIP_STD).transpose(2, 0, 1)
+
+
+def fit_shortest_side(height: int, width: int, size: int) -> tuple[int, int]:
+    """(h, w) after scaling the shorter side to `size`; the longer one is rounded down."""
+    shortest = min(height, width)
+    return size * height // shortest, size * width // shortest
 
 
 @dataclass(frozen=True)
@@ -170,16 +193,22 @@ def answer_opening(candidates: tuple[str, ...]) -> str:
 
 
 class MediSeeProcessor:
-    """Tokens, templates and image inputs of one model; `from_pretrained` / `save_pretrained`."""
+    """Tokens, templates and image inputs of one model; `from_pretrained` / `save_pretrained`.
+
+    Raises:
+        ValueError: a tokenizer with which text could become a token of ours, or which cannot tell
+            the answers' first words apart.
+    """
 
     def __init__(self, config: ProcessorConfig, tokenizer: Tokenizer) -> None:
         self.config = config
         self.tokenizer = tokenizer
         # What is typed stays text, even where it spells a special token.
         tokenizer.encode_special_tokens = True
-        self._special = {
-            token.content: index for index, token in tokenizer.get_added_tokens_decoder().items()
-        }
+        added = tokenizer.get_added_tokens_decoder()
+        self._special = {token.content: index for index, token in added.items()}
+        if plain := [token.content for token in added.values() if not token.special]:
+            raise ValueError(f"added tokens that are not special would be read: {plain}")
         names = sorted(self._special, key=len, reverse=True)
         self._split = re.compile("(" + "|".join(map(re.escape, names)) + ")")
         opening = answer_opening(config.candidates)
@@ -188,6 +217,8 @@ class MediSeeProcessor:
         self.openings = [self.group[0]] + [
             self.encode_text(word)[0] for word in REFUSAL_OPENINGS.values()
         ]
+        if len(set(self.openings)) < len(self.openings):
+            raise ValueError("in this vocabulary, first words of different answers begin alike")
         self.prefix_ids = self._prefix()
 
     @classmethod
@@ -336,16 +367,18 @@ def to_findings(
     ]
 
 
-def raw_scores(raw: RawAnswer, image: SegmenterInput) -> list[float]:
-    """The uncalibrated score of each target."""
-    return [score for _, _, score, _ in _drawn(raw, image)]
+def raw_scores(raw: RawAnswer, image: SegmenterInput) -> list[tuple[np.ndarray, float]]:
+    """Mask (H, W) bool and uncalibrated score of each target."""
+    return [(mask, score) for mask, _, score, _ in _drawn(raw, image)]
 
 
 def _drawn(
     raw: RawAnswer, image: SegmenterInput
 ) -> Iterator[tuple[np.ndarray, Box, float, np.ndarray]]:
     """Mask, box, raw score and similarity grid of each target."""
-    for row in range(0 if raw.mask_logits is None else len(raw.mask_logits)):
+    if raw.mask_logits is None or raw.quality is None or raw.similarity is None:
+        return
+    for row in range(len(raw.mask_logits)):
         side = image.pixels.shape[-1]
         logits = restore_mask(raw.mask_logits[row], side, image.content, image.original)
         tight = mask_to_box(logits > 0)

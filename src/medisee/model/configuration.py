@@ -102,14 +102,15 @@ class SegmenterConfig(PreTrainedConfig):
         **kwargs: Any,
     ) -> None:
         self.encoder = encoder
-        self.sam_config = SamConfig(**sam_config) if isinstance(sam_config, dict) else sam_config
-        if self.sam_config is None:
-            self.sam_config = SamConfig()
+        # Any: transformers types its own sub-configurations as optional.
+        self.sam_config: Any = (
+            SamConfig(**sam_config) if isinstance(sam_config, dict) else sam_config or SamConfig()
+        )
         # transformers' default of 1e-6 is not what SAM's two-way transformer uses.
         self.sam_config.mask_decoder_config.layer_norm_eps = 1e-5
         if isinstance(tinyvit_config, dict):
             tinyvit_config = TinyViTConfig(**tinyvit_config)
-        self.tinyvit_config = tinyvit_config or (TinyViTConfig() if encoder == "tinyvit" else None)
+        self.tinyvit_config = tinyvit_config or TinyViTConfig()
         self.normalisation = normalisation
         self.pad = pad
         super().__init__(**kwargs)

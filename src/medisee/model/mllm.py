@@ -120,7 +120,8 @@ class TextStream:
             return self.mllm.projector(embedding)
         if pixel_values is None:
             raise ValueError("this model has a vision tower of its own and needs pixel_values")
-        features = self.mllm.get_image_features(pixel_values=pixel_values, return_dict=True)
+        with torch.no_grad():  # tower and its projector are frozen, in every stage of the paper
+            features = self.mllm.get_image_features(pixel_values=pixel_values, return_dict=True)
         return torch.stack(list(features.pooler_output))
 
     def prefix(self, ids: Tensor, image_tokens: Tensor, image_token_id: int) -> Prefix:

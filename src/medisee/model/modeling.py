@@ -15,7 +15,7 @@ N image tokens, d width of the language model, C channels, E embedding side, S s
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -147,12 +147,13 @@ class MediSeeModel(PreTrainedModel):
             config = kwargs.pop("config", None) or MediSeeConfig.from_pretrained(folder)
             model = cls(config)
             missing, unexpected = model.load_state_dict(packing.load_packed(Path(folder)), False)
-            # The tied head is not stored.
-            if unexpected or set(missing) - {"mllm.lm_head.weight"}:
-                raise ValueError("the packed weights do not fit the configuration")
+            _check_fit(set(missing) - set(model.all_tied_weights_keys), unexpected)
             model.tie_weights()
             return model.eval()
-        return super().from_pretrained(folder, **kwargs)
+        # transformers fills what is missing with random numbers, and only warns.
+        model, info = super().from_pretrained(folder, output_loading_info=True, **kwargs)
+        _check_fit(info["missing_keys"], info["unexpected_keys"])
+        return model
 
     @property
     def text(self) -> TextStream:
@@ -279,7 +280,7 @@ class MediSeeModel(PreTrainedModel):
         """Sparse embeddings' ingredients: corners of the box, text, READ's points."""
         kinds = self.config.mask_prompts
         corners, points, labels = None, None, None
-        if "box" in kinds:
+        if "box" in kinds and boxes is not None:
             corners = self._box_prompt(boxes.detach() if self.config.detach_box else boxes, content)
         if "points" in kinds:
             points, labels = similarity_points(similarity.detach(), content)
@@ -355,10 +356,10 @@ class MediSeeModel(PreTrainedModel):
         located = self._locate_groups(image, groups)
         ends = image.prefix.length + first + 1
         return [
-            self._perceived(stream, row, decision[row], located[row], presence[row])
-            if located[row] is not None
+            self._perceived(stream, row, decision[row], found, presence[row])
+            if found is not None
             else self._refused(stream, row, decision[row], int(ends[row]), states[row, first[row]])
-            for row in range(len(batch))
+            for row, found in enumerate(located)
         ]
 
     def _perceived(
@@ -445,6 +446,11 @@ class MediSeeModel(PreTrainedModel):
             past_mask = ids.new_ones(1, past[0][0].shape[2])
             states, past = self.text.continue_from(past, past_mask, ids, torch.ones_like(ids))
             logits = self.text.logits(states[0, -1])
+
+
+def _check_fit(missing: Collection[str], unexpected: Collection[str]) -> None:
+    if wrong := [*sorted(missing), *sorted(unexpected)]:
+        raise ValueError(f"the weights do not fit the configuration, first at {wrong[0]}")
 
 
 def similarity_map(image_states: Tensor, h_seg: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from ..data.sa_med2d import Index
 from ..engine import compose_records
 from ..entities import load_entities
 from ..errors import DataError
-from ..hub import find_model
+from ..hub import cache_folder, find_model
 from ..model.inference import load_weights
 from ..processing import MediSeeProcessor
 from ..structures import QARecord
@@ -71,31 +71,31 @@ def prepare(recipe: Recipe) -> Context:
     cache = FeatureCache(_cache_folder(recipe), fingerprint(encoder), size)
     files = [index.root / r.image for s in ("train", "val") for r in index.records(s)]
     encode_images(cache, files, encoder)
+    train_split, val_split = (Targets(index, s, labels, cache, size) for s in ("train", "val"))
     return Context(
         model=model,
         processor=processor,
-        train=Targets(index, "train", labels, cache, size),
-        val=Targets(index, "val", labels, cache, size),
+        train=train_split,
+        val=val_split,
         states=category_states(
             labels, model.config.num_candidates, model.config.hidden_size, recipe.states_seed
         ),
-        train_records=_questions(index, "train", recipe.records, recipe.seed, labels),
-        val_records=_questions(index, "val", VAL_RECORDS, recipe.seed, labels),
+        train_records=_questions(train_split, recipe.records, recipe.seed),
+        val_records=_questions(val_split, VAL_RECORDS, recipe.seed),
         seed=recipe.seed,
     )
 
 
-def _questions(
-    index: Index, split: str, count: int, seed: int, labels: list[str]
-) -> list[QARecord]:
-    """Composed questions whose targets are all among the categories that are trained."""
-    records = compose_records(index, load_entities(), split, count, seed)
-    return [r for r in records if {target.label for target in r.targets} <= set(labels)]
+def _questions(data: Targets, count: int, seed: int) -> list[QARecord]:
+    """Composed questions about the images and categories that are trained."""
+    known = set(data.labels)
+    records = compose_records(data.index, load_entities(), data.split, count, seed)
+    return [
+        record
+        for record in records
+        if record.image in data.row and {target.label for target in record.targets} <= known
+    ]
 
 
 def _cache_folder(recipe: Recipe) -> Path:
-    if recipe.cache is not None:
-        return Path(recipe.cache)
-    from platformdirs import user_cache_path
-
-    return user_cache_path("medisee") / "features"
+    return cache_folder() / "features" if recipe.cache is None else Path(recipe.cache)

@@ -136,7 +136,9 @@ def _head(index: Index) -> str:
 
 def _sources(index: Index) -> str:
     """One row per source: licence as stated there, patients and images trained on."""
-    patients, images, licences = defaultdict(set), defaultdict(int), {}
+    patients: dict[str, set[str]] = defaultdict(set)
+    images: dict[str, int] = defaultdict(int)
+    licences: dict[str, str] = {}
     for record in index.records("train"):
         patients[record.source].add(record.patient)
         images[record.source] += 1

@@ -16,11 +16,11 @@ from rich.progress import track
 
 from ..calibration import Calibration, fit_isotonic, refusal_threshold
 from ..data.sa_med2d import Index
-from ..familiarity import fit_familiarity, summary
+from ..familiarity import Familiarity, fit_familiarity, summary
 from ..model import MediSeeModel
 from ..model.inference import TorchRuntime
 from ..model.packing import save_packed
-from ..processing import MediSeeProcessor, raw_scores, restore_mask
+from ..processing import MediSeeProcessor, raw_scores
 from ..structures import QARecord
 from .features import FeatureCache
 
@@ -69,17 +69,14 @@ def calibrate(
         for record, raw in zip(asked, runtime.perceive(encoded, ids, accept=0.0), strict=True):
             absence[record.kind == "absent"].append(1 - float(raw.decision[0]))
             if record.kind in ("implicit", "referring"):
-                truth = index.load_union(record.targets[0].masks)
-                logits = restore_mask(
-                    raw.mask_logits[0], given.pixels.shape[-1], given.content, given.original
-                )
-                scores.append(raw_scores(raw, given)[0])
-                correct.append(_iou(logits > 0, truth) > 0.5)
+                mask, score = raw_scores(raw, given)[0]
+                scores.append(score)
+                correct.append(_iou(mask, index.load_union(record.targets[0].masks)) > 0.5)
     fitted = fit_isotonic(scores, correct)
     return replace(fitted, refuse_above=refusal_threshold(absence[False], absence[True]))
 
 
-def familiar(index: Index, cache: FeatureCache):  # type: ignore[no-untyped-def]
+def familiar(index: Index, cache: FeatureCache) -> Familiarity:
     """Centres of the training images' embeddings, limit from the validation images."""
     parts = {
         split: np.stack(

@@ -19,7 +19,7 @@ from ..errors import DataError
 from ..model import MediSeeModel
 from ..model.losses import weighted_sum
 from .recipe import Recipe, Stage
-from .tasks import TASKS, Context
+from .tasks import TASKS, Context, Task
 
 LINE_EVERY = 25
 """Steps between two lines of progress where there is no terminal to draw a bar on."""
@@ -29,10 +29,11 @@ def run_stage(context: Context, recipe: Recipe, stage: Stage, folder: Path) -> N
     """Runs one stage to its end, from its last checkpoint where there is one."""
     groups = trainable(context.model, stage)
     optimizer = torch.optim.AdamW(groups, weight_decay=stage.weight_decay)
-    task = TASKS[stage.task](context, stage)
+    task: Task = TASKS[stage.task](context, stage)
     log = MetricsLog(folder / "metrics.jsonl")
     start = load_checkpoint(context.model, optimizer, folder)
-    began, recent = time.monotonic(), {}
+    began = time.monotonic()
+    recent: dict[str, float] = {}
     with _progress() as progress:
         bar = progress.add_task(stage.name, total=stage.steps, completed=start, losses="")
         for step in range(start, stage.steps):
@@ -54,7 +55,7 @@ def run_stage(context: Context, recipe: Recipe, stage: Stage, folder: Path) -> N
 
 def train_step(
     model: MediSeeModel,
-    task: Any,
+    task: Task,
     optimizer: torch.optim.Optimizer,
     recipe: Recipe,
     stage: Stage,
@@ -63,7 +64,8 @@ def train_step(
     """One optimiser step; returns the unweighted losses.
 
     Raises:
-        DataError: when a loss is not finite; the last checkpoint is kept.
+        DataError: when a loss has no weight, or it or its gradient is not finite; the last
+            checkpoint is kept.
     """
     # Dropout too follows from the step, so that a resumed run equals an undisturbed one.
     torch.manual_seed((recipe.seed * 1_000_003 + step) % 2**31)
@@ -74,17 +76,20 @@ def train_step(
         group["lr"] = group["base_lr"] * factor
     with torch.autocast("cpu", torch.bfloat16, enabled=recipe.precision == "bf16"):
         losses = task.losses(step, step / stage.steps)
+    if unweighted := losses.keys() - stage.weights.keys():
+        raise DataError(f"stage {stage.name}: weights lack {', '.join(sorted(unweighted))}")
     total = weighted_sum(losses, stage.weights)
-    if not torch.isfinite(total):
+    optimizer.zero_grad(set_to_none=True)
+    total.backward()
+    norm = torch.nn.utils.clip_grad_norm_(
+        [p for group in optimizer.param_groups for p in group["params"]], stage.clip
+    )
+    # Checked before the step: a checkpoint never holds weights that are not finite.
+    if not torch.isfinite(total + norm):
         raise DataError(
             f"stage {stage.name}: the loss is not finite at step {step}; lower the learning rate "
             "and resume from the last checkpoint"
         )
-    optimizer.zero_grad(set_to_none=True)
-    total.backward()
-    torch.nn.utils.clip_grad_norm_(
-        [p for group in optimizer.param_groups for p in group["params"]], stage.clip
-    )
     optimizer.step()
     losses = {**losses, "total": total}
     return {name: float(value.detach()) for name, value in losses.items()}
@@ -136,14 +141,19 @@ def save_checkpoint(
 def load_checkpoint(
     model: MediSeeModel, optimizer: torch.optim.Optimizer | None, folder: Path
 ) -> int:
-    """Loads the last whole checkpoint of a stage; the number of steps done, 0 without one."""
+    """Loads the last whole checkpoint of a stage; the number of steps done, 0 without one.
+
+    Raises:
+        DataError: a checkpoint of another model.
+    """
     found = next((f for n in ("checkpoint", "checkpoint.old") if (f := folder / n).exists()), None)
     if found is None:
         return 0
     weights = load_file(found / "trained.safetensors")
-    _, unexpected = model.load_state_dict(weights, strict=False)
-    if unexpected:
+    sizes = {name: parameter.shape for name, parameter in model.named_parameters()}
+    if any(sizes.get(name) != value.shape for name, value in weights.items()):
         raise DataError(f"{found} belongs to another model; choose another output folder")
+    model.load_state_dict(weights, strict=False)
     if optimizer is not None:
         optimizer.load_state_dict(torch.load(found / "optimizer.pt", weights_only=True))
     return int(json.loads((found / "state.json").read_text())["step"])

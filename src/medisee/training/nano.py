@@ -77,14 +77,14 @@ def build_nano(
     mllm = SharedEncoderConfig(
         text,
         sizes.grid,
-        image_token_id=tokenizer.token_to_id(IMAGE_TOKEN),
+        image_token_id=_token_id(tokenizer, IMAGE_TOKEN),
         tie_word_embeddings=True,
     )
     config = MediSeeConfig(
         mllm=mllm,
         segmenter=litemedsam_config(),
         num_candidates=sizes.num_candidates,
-        candidate_token_ids=[tokenizer.token_to_id(name) for name in names],
+        candidate_token_ids=[_token_id(tokenizer, name) for name in names],
         fusion=sizes.fusion,
         box_decoder=sizes.box_decoder,
     )
@@ -101,6 +101,13 @@ def build_nano(
         pad=config.segmenter.pad,
     )
     return model, MediSeeProcessor(processor_config, tokenizer)
+
+
+def _token_id(tokenizer: Tokenizer, token: str) -> int:
+    found = tokenizer.token_to_id(token)
+    if found is None:
+        raise ModelError(f"the tokenizer lacks {token}")
+    return found
 
 
 def _text_config(parent: LlamaConfig, layers: int, vocabulary: int) -> LlamaConfig:

@@ -84,10 +84,10 @@ def read_recipe(path: str | Path) -> Recipe:
         DataError: naming the field that is wrong.
     """
     try:
-        values = yaml.safe_load(Path(path).read_text())
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise DataError(f"cannot read the recipe {path}: {error.strerror}") from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise DataError(f"the recipe {path} is not valid YAML") from error
     if not isinstance(values, dict):
         raise DataError(f"the recipe {path} must be a mapping of settings")

@@ -43,7 +43,7 @@ class Targets:
     def __init__(
         self, index: Index, split: str, labels: list[str], cache: FeatureCache, size: int
     ) -> None:
-        self.index, self.cache, self.size = index, cache, size
+        self.index, self.split, self.cache, self.size = index, split, cache, size
         self.labels = labels
         self.images = [r for r in index.records(split) if set(r.labels) & set(labels)]
         self.row = {record.image: i for i, record in enumerate(self.images)}
@@ -87,7 +87,7 @@ class Targets:
         """(S, S) bool: union of the labels' masks on the square."""
         files = [file for label in labels for file in self.images[row].files(label)]
         mask = self.index.load_union(files)
-        h, w = fit_longest_side(*mask.shape, self.size)
+        h, w = fit_longest_side(mask.shape[0], mask.shape[1], self.size)
         grey = Image.fromarray(mask.astype(np.uint8) * 255)
         kind = Image.Resampling.BOX if h < mask.shape[0] else Image.Resampling.BILINEAR
         square = np.zeros((self.size, self.size), bool)

@@ -9,15 +9,16 @@ together (measured in docs/experiments.md: the language model is a slow way to l
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..model import MediSeeModel
+from ..model import MediSeeModel, MediSeeOutput
 from ..model.losses import box_losses, mask_losses, text_loss, to_corners
 from ..model.modeling import pad_right
 from ..processing import MediSeeProcessor
@@ -58,6 +59,16 @@ class Context:
     train_records: list[QARecord]
     val_records: list[QARecord]
     seed: int
+
+
+class Task(Protocol):
+    """One stage's work: losses of a step, measurements on the validation split."""
+
+    def losses(self, step: int, progress: float) -> Losses:
+        """Named losses of a step; `progress` is 0..1 of the stage."""
+
+    def validate(self) -> dict[str, float]:
+        """Named figures."""
 
 
 class HeadTask:
@@ -139,7 +150,8 @@ class Masks(HeadTask):
             truth = data.mask(target.image, [data.labels[target.label]])
             for name, box in (("dice", None), ("dice_true_box", torch.tensor([target.box]))):
                 located = model.locate(states, embedding, states[:, :1], content, prompt_boxes=box)
-                scores[name].append(dice(located.mask_logits[0] > 0, truth))
+                for logits in located.mask_logits if located.mask_logits is not None else ():
+                    scores[name].append(dice(logits > 0, truth))
         return {name: float(np.mean(values)) for name, values in scores.items()}
 
 
@@ -164,7 +176,8 @@ class Language:
         # Explained answers and conversations are long; they come together, for every row of a
         # batch is as long as its longest.
         explain = bool(random.random() < self.stage.explain)
-        rows = random.choice(len(self.images), self.stage.batch, p=self.weights, replace=False)
+        count = min(self.stage.batch, len(self.images))
+        rows = random.choice(len(self.images), count, p=self.weights, replace=False)
         images = [self.images[row] for row in rows]
         chosen = [
             (place, record)
@@ -302,14 +315,21 @@ class Language:
             images = rows[start : start + 8]
             yield images, [(p, r) for p, i in enumerate(images) for r in grouped[i]]
 
-    def _score(self, sums, batch, chosen, truth, output) -> None:  # type: ignore[no-untyped-def]
+    def _score(
+        self,
+        sums: dict[str, list[float]],
+        batch: dict[str, Tensor],
+        chosen: list[tuple[int, QARecord]],
+        truth: _Truth,
+        output: MediSeeOutput,
+    ) -> None:
         targets = batch["labels"][:, 1:][batch["labels"][:, 1:] != -100]
         logits, wanted = self._first(batch["labels"], output.logits, targets)
         openings = torch.tensor(self.context.processor.openings)
         decided = openings[logits[:, openings].argmax(dim=1)]
         for (_, record), right in zip(chosen, decided == wanted, strict=True):
             sums["refused" if record.kind == "absent" else "answered"].append(float(right))
-        if not len(truth.boxes):
+        if output.located is None or output.target_question is None:
             return
         found = nearest_category(output.states, self.context.states)
         overlap = paired_iou(output.located.boxes, truth.boxes)
@@ -386,4 +406,9 @@ def dice(predicted: Tensor, truth: Tensor) -> float:
     return 1.0 if total == 0 else float(2 * (predicted & truth).sum() / total)
 
 
-TASKS = {"localise": Localise, "masks": Masks, "language": Language, "joint": Language}
+TASKS: dict[str, Callable[[Context, Stage], Task]] = {
+    "localise": Localise,
+    "masks": Masks,
+    "language": Language,
+    "joint": Language,
+}
