@@ -226,6 +226,9 @@ class Language:
         targets = batch["labels"][:, 1:][batch["labels"][:, 1:] != -100]
         losses = {"text": text_loss(output.logits, targets)}
         losses["decision"] = text_loss(*self._first(batch["labels"], output.logits, targets))
+        if "scene" in self.stage.weights:
+            present = [[self.number[x] for x in data.images[i].labels] for i in images]
+            losses["scene"] = scene_loss(output.image_states, present, self.context.states)
         if len(truth.boxes):
             losses |= state_losses(output.states, truth.labels, self.context.states)
             if "l1" in self.stage.weights:
@@ -358,6 +361,19 @@ def state_losses(states: Tensor, labels: Tensor, categories: Tensor) -> Losses:
         "state": F.mse_loss(states.float(), wanted),
         "category": F.cross_entropy(scores, labels),
     }
+
+
+def scene_loss(image_states: Tensor, present: list[list[int]], categories: Tensor) -> Tensor:
+    """Cross-entropy between what the image tokens say is in view and the labels (B lists).
+
+    Image tokens precede the question and see the image alone. Taught to name what is there, they
+    tell the candidates which few categories come into question at all.
+    """
+    mean = F.normalize(image_states.float().mean(dim=1), dim=1)
+    own = F.normalize((categories - categories.mean(dim=0, keepdim=True))[:, -1], dim=1)
+    chances = (mean @ own.T / 0.07).log_softmax(dim=1)
+    rows = [row[labels].mean() for row, labels in zip(chances, present, strict=True)]
+    return -torch.stack(rows).mean()
 
 
 def category_scores(states: Tensor, categories: Tensor) -> Tensor:
