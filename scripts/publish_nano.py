@@ -1,0 +1,51 @@
+"""Puts a trained and tested model into the package: weights, card, and the README's figures.
+
+    python scripts/publish_nano.py runs/nano/model --data DATA --report evaluation/report.json \\
+        --plain true-boxes=comparisons/true-boxes/report.json ...
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+from pathlib import Path
+
+from medisee.data.sa_med2d import Index
+from medisee.training.card import figures_table, refusal_line, write_card
+
+ROOT = Path(__file__).parents[1]
+BEGIN, END = "<!-- figures:begin -->", "<!-- figures:end -->"
+
+
+def main() -> None:
+    """Copies, writes the card, and replaces the README's figures."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("model", type=Path)
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--report", type=Path, required=True)
+    parser.add_argument("--plain", action="append", default=[], metavar="NAME=REPORT")
+    arguments = parser.parse_args()
+    plain = {name: Path(path) for name, path in (entry.split("=") for entry in arguments.plain)}
+    target = ROOT / "src" / "medisee" / "nano"
+    if arguments.model.resolve() != target:
+        shutil.copytree(arguments.model, target, dirs_exist_ok=True)
+    write_card(target, Index.open(arguments.data), arguments.report, plain)
+    _figures_into(ROOT / "README.md", arguments.report, plain)
+
+
+def _figures_into(readme: Path, report: Path, plain: dict[str, Path]) -> None:
+    found = json.loads(report.read_text(encoding="utf-8"))
+    others = {name: json.loads(p.read_text(encoding="utf-8")) for name, p in plain.items()}
+    text = readme.read_text(encoding="utf-8")
+    before, after = text.split(BEGIN)[0], text.split(END)[1]
+    figures = (
+        f"On the test split ({found['images']} images of patients never trained on, "
+        f"{found['pairs']} questions in words never trained on); per cent, 95 % intervals.\n\n"
+        f"{figures_table(found, others)}\n{refusal_line(found)}"
+    )
+    readme.write_text(f"{before}{BEGIN}\n{figures}{END}{after}", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
