@@ -36,8 +36,13 @@ class TorchRuntime:
         place = _device(device)
         return cls(load_weights(folder).to(place), processor)
 
-    def encode(self, image: SegmenterInput, mllm_pixels: object | None = None) -> EncodedImage:
-        """Phase 1, once per image."""
+    def encode(
+        self,
+        image: SegmenterInput,
+        mllm_pixels: object | None = None,
+        embedding: torch.Tensor | None = None,
+    ) -> EncodedImage:
+        """Phase 1, once per image; with its `embedding` (1, C, E, E) cached, no encoder runs."""
         device = self.model.device
         own = None
         if mllm_pixels is not None:
@@ -48,6 +53,7 @@ class TorchRuntime:
             content=torch.tensor([image.content_fraction], device=device),
             segmenter_pixel_values=pixels.contiguous(memory_format=torch.channels_last),
             pixel_values=own,
+            segmenter_embedding=embedding,
         )
 
     def perceive(

@@ -307,11 +307,17 @@ class MediSeeModel(PreTrainedModel):
         self,
         prefix_ids: Tensor,
         content: Tensor,
-        segmenter_pixel_values: Tensor,
+        segmenter_pixel_values: Tensor | None = None,
         pixel_values: Tensor | None = None,
+        segmenter_embedding: Tensor | None = None,
     ) -> EncodedImage:
-        """Phase 1, once per image: embedding, and the language model's cache of the image."""
-        embedding = self.segmenter.encode(segmenter_pixel_values).float()
+        """Phase 1, once per image: embedding, and the language model's cache of the image.
+
+        Arguments are those of `forward`, for one image.
+        """
+        embedding = segmenter_embedding
+        if embedding is None:
+            embedding = self.segmenter.encode(segmenter_pixel_values).float()
         tokens = self.text.image_tokens(pixel_values, embedding)
         prefix = self.text.prefix(prefix_ids, tokens, self.config.image_token_id)
         return EncodedImage(embedding, prefix, content)

@@ -14,6 +14,7 @@ from ..hub import cache_folder, find_model
 from ..model.inference import load_weights
 from ..processing import MediSeeProcessor
 from ..structures import QARecord
+from .align import run_align
 from .encoding import encode_images
 from .features import FeatureCache, fingerprint
 from .finish import finish
@@ -43,7 +44,8 @@ def train(recipe: Recipe | str | Path) -> Path:
     out = Path(recipe.out)
     context = prepare(recipe)
     for stage in recipe.stages:
-        run_stage(context, recipe, stage, out / stage.name)
+        run = run_align if stage.task == "align" else run_stage
+        run(context, recipe, stage, out / stage.name)
     final = out / "model"
     finish(
         context.model,

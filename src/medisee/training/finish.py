@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import torch
 from rich.console import Console
 from rich.progress import track
 
@@ -45,13 +46,17 @@ def finish(
     state = {n: v for n, v in model.state_dict().items() if n != "mllm.lm_head.weight"}
     save_packed(state, folder)
     packed = MediSeeModel.from_pretrained(folder)  # what is measured is what will be used
-    calibrate(packed, processor, index, records).save(folder / "calibration.json")
+    calibrate(packed, processor, index, records, cache).save(folder / "calibration.json")
     familiar(index, cache).save(folder)
     (folder / "targets.json").write_text(json.dumps(trained_targets(index), indent=1) + "\n")
 
 
 def calibrate(
-    model: MediSeeModel, processor: MediSeeProcessor, index: Index, records: list[QARecord]
+    model: MediSeeModel,
+    processor: MediSeeProcessor,
+    index: Index,
+    records: list[QARecord],
+    cache: FeatureCache,
 ) -> Calibration:
     """Fits P(IoU > 0.5) on the first targets and the refusal threshold on the decisions."""
     runtime = TorchRuntime(model, processor)
@@ -64,7 +69,8 @@ def calibrate(
     absence: dict[bool, list[float]] = {True: [], False: []}
     for image, asked in track(grouped.items(), "calibrating", console=Console(stderr=True)):
         given = processor.segmenter_input(index.load_image(image))
-        encoded = runtime.encode(given)
+        cached = cache.load(index.root / image, 0).astype(np.float32)
+        encoded = runtime.encode(given, embedding=torch.from_numpy(cached)[None])
         ids = [processor.question_ids(record.question) for record in asked]
         for record, raw in zip(asked, runtime.perceive(encoded, ids, accept=0.0), strict=True):
             absence[record.kind == "absent"].append(1 - float(raw.decision[0]))

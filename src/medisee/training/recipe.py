@@ -21,7 +21,8 @@ class Stage(_Strict):
     Attributes:
         name: folder name of its checkpoints.
         task: `localise` and `masks` train the heads on fixed category states, `language` trains
-            the MLLM to emit those states and to explain, `joint` trains everything end to end.
+            the MLLM to emit those states and to explain, `align` fits the heads' first layers to
+            the emitted states in closed form, `joint` trains everything end to end.
         steps, batch: optimiser steps, and targets (heads) or images (language, joint) a step.
         questions: questions per image in a step (language, joint).
         rates: learning rate of each parameter-name prefix; whatever is not named is frozen.
@@ -34,7 +35,7 @@ class Stage(_Strict):
     """
 
     name: str
-    task: Literal["localise", "masks", "language", "joint"]
+    task: Literal["localise", "masks", "language", "align", "joint"]
     steps: int = Field(gt=0)
     batch: int = Field(gt=0)
     questions: int = Field(8, gt=0)

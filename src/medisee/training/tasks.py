@@ -173,6 +173,25 @@ class Language:
 
     def losses(self, step: int, progress: float) -> Losses:
         random = np.random.default_rng([self.context.seed, step, 11])
+        images, chosen, explain = self._draw(random)
+        return self._losses(self.context.train, images, chosen, explain, progress, random)
+
+    def emitted(self, step: int) -> tuple[Tensor, Tensor]:
+        """Candidate states (T, n, d) that the MLLM emits on a training batch, and the labels."""
+        images, chosen, _ = self._draw(np.random.default_rng([self.context.seed, step, 12]))
+        batch = self._batch(images, chosen, explain=False)
+        output = self.context.model(
+            **batch,
+            content=torch.ones(len(images), 2),
+            segmenter_embedding=self.context.train.pooled[images].float(),
+            locate=False,
+        )
+        return output.states, self._truth(self.context.train, images, chosen).labels
+
+    def _draw(
+        self, random: np.random.Generator
+    ) -> tuple[list[int], list[tuple[int, QARecord]], bool]:
+        """Images of a batch, its questions (place of the image, record), whether it explains."""
         # Explained answers and conversations are long; they come together, for every row of a
         # batch is as long as its longest.
         explain = bool(random.random() < self.stage.explain)
@@ -184,7 +203,7 @@ class Language:
             for place, image in enumerate(images)
             for record in self._pick(image, explain, random)
         ]
-        return self._losses(self.context.train, images, chosen, explain, progress, random)
+        return images, chosen, explain
 
     def _pick(self, image: int, explain: bool, random: np.random.Generator) -> list[QARecord]:
         records = self.by_image[image]
