@@ -17,6 +17,7 @@ from tiny import (
 )
 
 from medisee.model import MediSeeConfig, MediSeeModel
+from medisee.model.modeling import similarity_map
 from medisee.model.packing import load_packed, save_packed
 
 KINDS = ["nano", "llava"]
@@ -138,6 +139,43 @@ def test_cached_prefix_equals_the_decoder_run_on_the_whole_sequence(kind):
     torch.testing.assert_close(output.image_states[1], last[1 : length - 1], **CLOSE)
     places = [row.index(token) + length - 1 for token in model.config.candidate_token_ids]
     torch.testing.assert_close(output.states[0], last[places], **CLOSE)
+
+
+# ---- where the targets are ---------------------------------------------------------------------
+
+
+def test_the_similarity_map_is_a_dot_product_over_the_root_of_the_width():
+    states, h_seg = torch.randn(2, 5, 16), torch.randn(2, 16)
+    expected = [[float(states[t, n] @ h_seg[t]) / 4 for n in range(5)] for t in range(2)]
+    torch.testing.assert_close(similarity_map(states, h_seg), torch.tensor(expected))
+
+
+@torch.no_grad()
+def test_box_prompts_of_a_padded_image_lie_within_its_content():
+    model = tiny_model()
+    states, embedding = torch.randn(1, 2, 32), torch.randn(1, 32, 16, 16)
+    arguments = (states, embedding, torch.randn(1, 16, 32))
+    content, box = torch.tensor([[0.75, 0.5]]), torch.tensor([[0.4, 0.6, 0.2, 0.8]])
+    padded = model.locate(*arguments, content, prompt_boxes=box)
+    scale = torch.cat([content, content], dim=1)
+    square = model.locate(*arguments, torch.ones(1, 2), prompt_boxes=box * scale)
+    torch.testing.assert_close(padded.mask_logits, square.mask_logits)
+    other = model.locate(*arguments, torch.ones(1, 2), prompt_boxes=box)
+    assert not torch.allclose(padded.mask_logits, other.mask_logits, atol=1e-3)
+    # Given boxes prompt the mask decoder alone; the answer's box stays the predicted one.
+    predicted = model.locate(*arguments, content)
+    assert torch.equal(padded.boxes, predicted.boxes)
+    assert not torch.allclose(padded.mask_logits, predicted.mask_logits, atol=1e-3)
+
+
+@torch.no_grad()
+def test_without_decoding_there_are_boxes_and_no_masks():
+    model = tiny_model()
+    located = run(model, images(model), answered(model, 0), [0], decode=False).located
+    assert located.boxes is not None
+    assert located.similarity is not None
+    assert located.mask_logits is None
+    assert located.quality is None
 
 
 # ---- refusals of the model itself ----------------------------------------------------------------

@@ -116,14 +116,14 @@ def random_windows(count: int, share: float, random: np.random.Generator) -> Ten
     return windows
 
 
-def crop_maps(maps: Tensor, windows: Tensor, side: int, mode: str = "bilinear") -> Tensor:
-    """Shows each window of (T, C, E, E) maps on a side x side grid."""
+def crop_maps(maps: Tensor, windows: Tensor, side: int) -> Tensor:
+    """Shows each window of (T, C, E, E) maps on a side x side grid, bilinearly."""
     scale, start = windows[:, 2:], windows[:, :2]
     theta = torch.zeros(len(maps), 2, 3)
     theta[:, 0, 0], theta[:, 1, 1] = scale[:, 0], scale[:, 1]
     theta[:, :, 2] = 2 * start + scale - 1
     grid = F.affine_grid(theta, [len(maps), 1, side, side], align_corners=False)
-    return F.grid_sample(maps, grid, mode=mode, padding_mode="border", align_corners=False)
+    return F.grid_sample(maps, grid, padding_mode="border", align_corners=False)
 
 
 def crop_boxes(boxes: Tensor, windows: Tensor) -> Tensor:

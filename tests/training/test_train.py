@@ -1,0 +1,236 @@
+"""Whole runs on a few drawn images: all tasks, a kill and its exact resume, bad data."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from synthetic import write_data
+from tiny import save_nano
+
+import medisee
+from medisee import training
+from medisee.data.sa_med2d import Index
+from medisee.errors import DataError, ModelError
+from medisee.training import loop
+from medisee.training.recipe import Recipe
+
+COMMON = {"batch": 2, "warmup": 1, "validate_every": 100}
+HEADS = {"box_decoder": 1e-3, "fusion.router_det": 1e-3}
+MASKS = {"segmenter.mask_decoder": 1e-3, "projector": 1e-3, "fusion.router_seg": 1e-3}
+WORDS = {"text": 1.0, "decision": 1.0, "state": 1.0, "category": 1.0}
+STAGES = {
+    "localise": {"rates": HEADS, "weights": {"l1": 1.0, "giou": 1.0}, "augment": 0.5},
+    "masks": {"rates": MASKS, "weights": {"bce": 1.0, "dice": 1.0}, "augment": 0.5},
+    "language": {"rates": {"mllm": 1e-3}, "weights": WORDS, "questions": 3, "explain": 0.5},
+    "joint": {
+        "rates": {"mllm": 1e-4, **HEADS, **MASKS},
+        "weights": {**WORDS, "l1": 1.0, "giou": 1.0, "bce": 1.0, "dice": 1.0},
+        "questions": 3,
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return write_data(tmp_path_factory.mktemp("data") / "ct")
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory):
+    return save_nano(
+        tmp_path_factory.mktemp("start") / "tiny",
+        box_decoder="grounded",
+        grounding_grid=8,
+        num_candidates=2,
+    )
+
+
+@pytest.fixture(autouse=True)
+def few_questions(monkeypatch):
+    monkeypatch.setattr(training, "VAL_RECORDS", 90)
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def recipe(data, start, tmp_path, tmp_path_factory):
+    def make(tasks, **changes):
+        stages = [{"name": t, "task": t, "steps": 2, **COMMON, **STAGES[t]} for t in tasks]
+        for stage in stages:
+            stage["steps"] = changes.get("steps", stage["steps"])
+        values = {
+            "data": str(data), "init": str(start), "out": str(tmp_path / "run"), "threads": 1,
+            "cache": str(tmp_path_factory.getbasetemp() / "features"), "records": 60,
+            "checkpoint_every": 2, "stages": stages,
+        }  # fmt: skip
+        changes.pop("steps", None)
+        return Recipe(**{**values, **changes})
+
+    return make
+
+
+def trained(folder, stage):
+    from safetensors.torch import load_file
+
+    return load_file(folder / stage / "checkpoint" / "trained.safetensors")
+
+
+def measured(folder, task):
+    """The one line that a short stage writes."""
+    [line] = (folder / "run" / task / "metrics.jsonl").read_text().splitlines()
+    return json.loads(line)
+
+
+def test_all_stages_make_a_model_that_answers(recipe, data, tmp_path):
+    plan = recipe(list(STAGES))
+    folder = training.train(plan)
+    assert folder == tmp_path / "run" / "model"
+    for task in STAGES:
+        row = measured(tmp_path, task)
+        assert row["step"] == 2
+        assert all(value == value for value in row.values())  # no NaN
+        assert {f"loss_{name}" for name in STAGES[task]["weights"]} <= row.keys()
+        assert any(key.startswith("val_") for key in row)
+        # The first steps move the weights by about the learning rate.
+        assert trained(tmp_path / "run", task)
+    model = medisee.load(str(folder), device="cpu")
+    assert {record.name: record.n_train for record in model.info["targets"]} == {
+        "liver": 3,
+        "spleen": 2,
+    }
+    index = Index.open(data)
+    image = next(index.records("val"))
+    session = model.open(index.root / image.image)
+    answer = session.ask("Segment the liver.")
+    assert answer.findings or answer.refusal
+    assert all(finding.mask.shape == (48, 64) for finding in answer.findings)
+
+
+def test_each_stage_trains_what_its_rates_name(recipe, start, tmp_path):
+    from medisee.model import MediSeeModel
+
+    before = dict(MediSeeModel.from_pretrained(start).named_parameters())
+    for task in ("localise", "masks", "language"):
+        context = training.prepare(recipe([task]))
+        [stage] = recipe([task]).stages
+        loop.run_stage(context, recipe([task]), stage, tmp_path / task)
+        for name, value in context.model.named_parameters():
+            moved = not torch.equal(value, before[name])
+            if not any(name.startswith(prefix) for prefix in stage.rates):
+                assert not moved, f"{task} moved {name}"
+        assert any(
+            not torch.equal(value, before[name]) for name, value in trained(tmp_path, task).items()
+        )
+
+
+@pytest.mark.parametrize("task", ["masks", "joint"])
+def test_a_killed_run_goes_on_exactly_where_it_was(recipe, task, tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "finish", lambda *_: None)
+    training.train(recipe([task], steps=4, out=str(tmp_path / "whole")))
+    step, original = [], loop.train_step
+
+    def killing(*arguments):
+        if len(step) == 3:  # a checkpoint was written after two
+            raise KeyboardInterrupt
+        step.append(1)
+        return original(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "train_step", killing)
+        with pytest.raises(KeyboardInterrupt):
+            training.train(recipe([task], steps=4, out=str(tmp_path / "killed")))
+    seen = []
+    monkeypatch.setattr(loop, "train_step", lambda *a: seen.append(a[-1]) or original(*a))
+    training.train(recipe([task], steps=4, out=str(tmp_path / "killed")))
+    assert seen == [2, 3]
+    whole, resumed = trained(tmp_path / "whole", task), trained(tmp_path / "killed", task)
+    assert whole.keys() == resumed.keys()
+    for name, value in whole.items():
+        assert torch.equal(value, resumed[name]), name
+
+
+def test_a_finished_stage_is_not_run_again(recipe, tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "finish", lambda *_: None)
+    training.train(recipe(["localise"]))
+    before = trained(tmp_path / "run", "localise")
+    monkeypatch.setattr(loop, "train_step", None)
+    training.train(recipe(["localise"]))
+    for name, value in trained(tmp_path / "run", "localise").items():
+        assert torch.equal(value, before[name])
+
+
+def test_a_loss_that_is_not_finite_keeps_the_last_checkpoint(recipe, tmp_path, monkeypatch):
+    from medisee.training.tasks import Localise
+
+    original = Localise.losses
+
+    def losses(self, step, progress):
+        found = original(self, step, progress)
+        return {name: value * (float("nan") if step == 3 else 1) for name, value in found.items()}
+
+    monkeypatch.setattr(Localise, "losses", losses)
+    with pytest.raises(DataError, match="not finite at step 3"):
+        training.train(recipe(["localise"], steps=6))
+    state = json.loads((tmp_path / "run/localise/checkpoint/state.json").read_text())
+    assert state == {"step": 2}
+    assert all(torch.isfinite(v).all() for v in trained(tmp_path / "run", "localise").values())
+
+
+def test_a_missing_weight_is_told_at_the_first_step(recipe):
+    plan = recipe(["masks"])
+    plan.stages[0].weights.pop("dice")
+    with pytest.raises(DataError, match="dice"):
+        training.train(plan)
+
+
+def test_more_images_a_step_than_there_are(recipe, monkeypatch):
+    monkeypatch.setattr(training, "finish", lambda *_: None)
+    plan = recipe(["language"])
+    plan.stages[0].batch = 50
+    assert training.train(plan)
+
+
+def test_features_are_computed_once(recipe, monkeypatch, tmp_path):
+    from medisee.training.features import FeatureCache
+
+    monkeypatch.setattr(training, "finish", lambda *_: None)
+    filled, original = [], FeatureCache.fill
+    monkeypatch.setattr(
+        FeatureCache, "fill", lambda self, *a: filled.append(a[0]) or original(self, *a)
+    )
+    for _ in range(2):
+        training.prepare(recipe(["localise"], cache=str(tmp_path / "features")))
+    assert len(filled) == len(set(filled)) == 5
+
+
+@pytest.mark.parametrize(
+    "changes, error, words",
+    [
+        ({"data": "no such folder"}, DataError, "no such folder"),
+        ({"init": "no such model"}, ModelError, "no such model"),
+    ],
+)
+def test_what_is_not_there_is_named(recipe, changes, error, words):
+    with pytest.raises(error, match=words):
+        training.train(recipe(["localise"], **changes))
+
+
+def test_data_without_known_labels_is_refused(recipe, tmp_path):
+    data = write_data(tmp_path / "odd", {}, extra={"train": "flux capacitor"})
+    with pytest.raises(DataError, match="known label"):
+        training.train(recipe(["localise"], data=str(data)))
+
+
+def test_a_category_that_only_the_validation_split_has_is_left_out(recipe, tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "finish", lambda *_: None)
+    data = write_data(tmp_path / "more", extra={"val": "pancreas"})
+    plan = recipe(["language"], data=str(data))
+    assert training.train(plan)
+    assert 0 <= measured(tmp_path, "language")["val_answered"] <= 1
