@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from .structures import Finding, RefusalReason
 
 SEG_TOKEN = "[SEG]"
 Box = tuple[float, float, float, float]
+Trie = dict[int, Any]
 IMAGENET_MEAN = np.array([123.675, 116.28, 103.53], np.float32)
 IMAGENET_STD = np.array([58.395, 57.12, 57.375], np.float32)
 
@@ -192,6 +193,44 @@ def answer_opening(candidates: tuple[str, ...]) -> str:
     return f"It is {listed}."
 
 
+class Phrasebook:
+    """The sentences that a small model may say; it chooses among them, token by token.
+
+    A model of nano's size knows *what* it sees better than how to write about it: left alone, it
+    garbles medical statements. `phrases.json` in a model's folder holds what was checked by hand.
+    """
+
+    def __init__(self, answers: Sequence[str], refusals: Sequence[str]) -> None:
+        self.answers, self.refusals = tuple(answers), tuple(refusals)
+        self._tries: dict[bool, Trie] = {}
+
+    def index(self, encode: Callable[[str], list[int]]) -> None:
+        """Encodes the sentences; an explanation follows the groups after a space."""
+        self._tries = {
+            False: _trie(encode(f" {sentence}") for sentence in self.answers),
+            True: _trie(encode(sentence) for sentence in self.refusals),
+        }
+
+    def allowed(self, said: Sequence[int], targets: int) -> list[int]:
+        """Ids that may follow `said`; none when all is said: one sentence for each target."""
+        root = self._tries[targets == 0]
+        node, complete = root, 0
+        for token in said:
+            node = node[token]
+            if not node:
+                node, complete = root, complete + 1
+        return [] if complete == max(targets, 1) else list(node)
+
+
+def _trie(sentences: Iterable[list[int]]) -> Trie:
+    root: Trie = {}
+    for ids in sentences:
+        node = root
+        for token in ids:
+            node = node.setdefault(token, {})
+    return root
+
+
 class MediSeeProcessor:
     """Tokens, templates and image inputs of one model; `from_pretrained` / `save_pretrained`.
 
@@ -200,7 +239,9 @@ class MediSeeProcessor:
             the answers' first words apart.
     """
 
-    def __init__(self, config: ProcessorConfig, tokenizer: Tokenizer) -> None:
+    def __init__(
+        self, config: ProcessorConfig, tokenizer: Tokenizer, phrases: Phrasebook | None = None
+    ) -> None:
         self.config = config
         self.tokenizer = tokenizer
         # What is typed stays text, even where it spells a special token.
@@ -220,6 +261,9 @@ class MediSeeProcessor:
         if len(set(self.openings)) < len(self.openings):
             raise ValueError("in this vocabulary, first words of different answers begin alike")
         self.prefix_ids = self._prefix()
+        self.phrases = phrases
+        if phrases is not None:
+            phrases.index(self.encode_text)
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> MediSeeProcessor:
@@ -232,7 +276,10 @@ class MediSeeProcessor:
         try:
             values = json.loads((folder / "processor_config.json").read_text())
             tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-            return cls(ProcessorConfig.from_dict(values), tokenizer)
+            phrases = None
+            if (folder / "phrases.json").is_file():
+                phrases = Phrasebook(**json.loads((folder / "phrases.json").read_text("utf-8")))
+            return cls(ProcessorConfig.from_dict(values), tokenizer, phrases)
         except Exception as error:  # tokenizers raises plain Exception
             raise ModelError(f"{folder} holds no usable MediSee processor ({error})") from error
 
@@ -242,6 +289,9 @@ class MediSeeProcessor:
         text = json.dumps(asdict(self.config), indent=2)
         (folder / "processor_config.json").write_text(text + "\n")
         self.tokenizer.save(str(folder / "tokenizer.json"))
+        if self.phrases is not None:
+            phrases = {"answers": self.phrases.answers, "refusals": self.phrases.refusals}
+            (folder / "phrases.json").write_text(json.dumps(phrases, indent=1), "utf-8")
 
     # ---- text --------------------------------------------------------------------------------
 

@@ -67,8 +67,15 @@ class TorchRuntime:
         return [_raw(each) for each in perceived]
 
     def explain(self, raw: RawAnswer, opening: int | None) -> Iterator[int]:
-        """Phase 3: token ids of the explanation."""
-        return self.model.explain(raw.handle, opening, self.processor.end_id)
+        """Phase 3: token ids of the explanation; of a phrasebook's sentences where there is one."""
+        phrases, allowed = self.processor.phrases, None
+        if phrases is not None:
+            targets = len(raw.presence)
+
+            def allowed(said: list[int]) -> list[int]:
+                return phrases.allowed(said, targets)
+
+        return self.model.explain(raw.handle, opening, self.processor.end_id, allowed=allowed)
 
 
 def load_weights(folder: Path) -> MediSeeModel:

@@ -15,7 +15,7 @@ N image tokens, d width of the language model, C channels, E embedding side, S s
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -434,20 +434,30 @@ class MediSeeModel(PreTrainedModel):
 
     @torch.inference_mode()
     def explain(
-        self, perceived: Perceived, opening: int | None, stop: int, max_tokens: int = 64
+        self,
+        perceived: Perceived,
+        opening: int | None,
+        stop: int,
+        max_tokens: int = 96,
+        allowed: Callable[[list[int]], list[int]] | None = None,
     ) -> Iterator[int]:
         """Phase 3: the explanation, token by token, greedily, from the cache of phase 2.
 
         Args:
             opening: a first token that is settled already (of a refusal); it is yielded too.
             stop: id of the end token; it is not yielded.
+            allowed: ids that may follow those already said; none ends the explanation.
         """
         past, logits = perceived.keys_values, perceived.next_logits
+        said: list[int] = []
         for step in range(max_tokens):
-            token = opening if step == 0 and opening is not None else int(logits.argmax())
+            choices = None if allowed is None else allowed(said)
+            settled = opening is not None and step == 0
+            token = opening if settled else _best(logits, choices, stop)
             if token == stop:
                 return
             yield token
+            said.append(token)
             ids = torch.tensor([[token]], device=self.device)
             past_mask = ids.new_ones(1, past[0][0].shape[2])
             states, past = self.text.continue_from(past, past_mask, ids, torch.ones_like(ids))
@@ -463,6 +473,13 @@ def similarity_map(image_states: Tensor, h_seg: Tensor) -> Tensor:
     """s = H_img h_seg / sqrt(d): (T, N, d), (T, d) -> (T, N) (section 3.4)."""
     scores = torch.einsum("tnd,td->tn", image_states.float(), h_seg.float())
     return scores / h_seg.shape[-1] ** 0.5
+
+
+def _best(logits: Tensor, choices: list[int] | None, stop: int) -> int:
+    """The most probable id, among `choices` where there are any; an empty list is the end."""
+    if choices is None:
+        return int(logits.argmax())
+    return choices[int(logits[choices].argmax())] if choices else stop
 
 
 def pad_right(rows: list[list[int]], device: torch.device | str) -> tuple[Tensor, Tensor]:

@@ -17,11 +17,12 @@ from rich.progress import track
 
 from ..calibration import Calibration, fit_isotonic, refusal_threshold
 from ..data.sa_med2d import Index
+from ..entities import load_entities
 from ..familiarity import Familiarity, fit_familiarity, summary
 from ..model import MediSeeModel
 from ..model.inference import TorchRuntime
 from ..model.packing import save_packed
-from ..processing import MediSeeProcessor, raw_scores
+from ..processing import MediSeeProcessor, Phrasebook, raw_scores
 from ..structures import QARecord
 from .features import FeatureCache
 
@@ -42,13 +43,27 @@ def finish(
     """
     folder.mkdir(parents=True, exist_ok=True)
     model.config.save_pretrained(folder)
-    processor.save_pretrained(folder)
+    MediSeeProcessor(processor.config, processor.tokenizer, phrasebook()).save_pretrained(folder)
     state = {n: v for n, v in model.state_dict().items() if n != "mllm.lm_head.weight"}
     save_packed(state, folder)
     packed = MediSeeModel.from_pretrained(folder)  # what is measured is what will be used
     calibrate(packed, processor, index, records, cache).save(folder / "calibration.json")
     familiar(index, cache).save(folder)
     (folder / "targets.json").write_text(json.dumps(trained_targets(index), indent=1) + "\n")
+
+
+def phrasebook() -> Phrasebook:
+    """Every explanation of the entities, and one sentence for each reason to refuse."""
+    entities = load_entities().values()
+    return Phrasebook([sentence for e in entities for sentence in e.explanation], REFUSALS)
+
+
+REFUSALS = (
+    "Nothing here matches: what you ask for is not in view in this image.",
+    "This kind of image cannot show that: it takes another kind of examination.",
+    "That is not a question about a medical image: nothing can be marked for it.",
+    "Please say what to look for: the question does not tell.",
+)
 
 
 def calibrate(
