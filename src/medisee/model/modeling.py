@@ -452,8 +452,8 @@ class MediSeeModel(PreTrainedModel):
         said: list[int] = []
         for step in range(max_tokens):
             choices = None if allowed is None else allowed(said)
-            settled = opening is not None and step == 0
-            token = opening if settled else _best(logits, choices, stop)
+            settled = opening if step == 0 else None
+            token = _best(logits, choices, stop) if settled is None else settled
             if token == stop:
                 return
             yield token
