@@ -76,6 +76,7 @@ TERMS = {
     "localise": {"l1", "giou"},
     "masks": {"bce", "dice"},
     "language": {"text", "decision", "state", "category"},
+    "align": set(),
     "joint": {"text", "decision", "state", "category", "bce", "dice", "l1", "giou"},
 }
 

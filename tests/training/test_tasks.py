@@ -15,6 +15,7 @@ from medisee.training.tasks import (
     jitter,
     nearest_category,
     paired_iou,
+    scene_loss,
     state_losses,
 )
 
@@ -56,6 +57,18 @@ def test_state_losses_are_least_at_the_right_category(states):
     assert float(wrong["state"]) == pytest.approx(2, rel=0.3)
     assert float(right["category"]) < 0.01
     assert float(wrong["category"]) > 5
+
+
+def test_scene_loss_is_the_mean_cross_entropy_of_what_is_in_view(states):
+    own = torch.nn.functional.normalize((states - states.mean(0))[:, -1], dim=1)
+    image_states = torch.stack([own[3] + own[8], own[5]])[:, None].repeat(1, 7, 1)
+    present = [[3, 8], [5]]
+    scores = torch.nn.functional.normalize(image_states.mean(1), dim=1) @ own.T / 0.07
+    chances = scores.exp() / scores.exp().sum(dim=1, keepdim=True)
+    expected = -((chances[0, 3].log() + chances[0, 8].log()) / 2 + chances[1, 5].log()) / 2
+    found = scene_loss(image_states, present, states)
+    assert float(found) == pytest.approx(float(expected), rel=1e-4)
+    assert float(found) < float(scene_loss(image_states, [[9, 10], [11]], states)) - 3
 
 
 def test_jitter_stays_near_its_box():

@@ -24,6 +24,7 @@ STAGES = {
     "localise": {"rates": HEADS, "weights": {"l1": 1.0, "giou": 1.0}, "augment": 0.5},
     "masks": {"rates": MASKS, "weights": {"bce": 1.0, "dice": 1.0}, "augment": 0.5},
     "language": {"rates": {"mllm": 1e-3}, "weights": WORDS, "questions": 3, "explain": 0.5},
+    "align": {"rates": {"projector": 1.0, "box_decoder": 1.0}, "weights": {}, "questions": 3},
     "joint": {
         "rates": {"mllm": 1e-4, **HEADS, **MASKS},
         "weights": {**WORDS, "l1": 1.0, "giou": 1.0, "bce": 1.0, "dice": 1.0},
@@ -128,6 +129,22 @@ def test_each_stage_trains_what_its_rates_name(recipe, start, tmp_path):
         assert any(
             not torch.equal(value, before[name]) for name, value in trained(tmp_path, task).items()
         )
+
+
+def test_heads_are_aligned_once(recipe, tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "finish", lambda *_: None)
+    training.train(recipe(["align"]))
+    context = training.prepare(recipe(["align"]))
+    before = dict(context.model.named_parameters())
+    aligned = trained(tmp_path / "run", "align")
+    moved = {name for name, value in aligned.items() if not torch.equal(value, before[name])}
+    assert moved == {
+        "projector.layers.0.weight", "projector.layers.0.bias",
+        "box_decoder.query.weight", "box_decoder.query.bias",
+    }  # fmt: skip
+    training.train(recipe(["align"]))
+    for name, value in trained(tmp_path / "run", "align").items():
+        assert torch.equal(value, aligned[name])
 
 
 @pytest.mark.parametrize("task", ["masks", "joint"])

@@ -1,0 +1,53 @@
+"""A phrasebook lets a small model choose among checked sentences, and nothing else."""
+
+from __future__ import annotations
+
+import pytest
+from tiny import tiny_processor
+
+from medisee.processing import MediSeeProcessor, Phrasebook
+
+ANSWERS = ("The liver makes bile.", "The liver is large.", "The spleen filters blood.")
+REFUSALS = ("Nothing is here.", "Please say more.")
+
+
+@pytest.fixture(scope="module")
+def processor():
+    plain = tiny_processor()
+    return MediSeeProcessor(plain.config, plain.tokenizer, Phrasebook(ANSWERS, REFUSALS))
+
+
+def walk(phrases, targets, choose):
+    """All ids of a text whose every step is chosen among what is allowed."""
+    said = []
+    while choices := phrases.allowed(said, targets):
+        said.append(choose(choices))
+    return said
+
+
+@pytest.mark.parametrize("choose", [min, max])
+@pytest.mark.parametrize("targets", [1, 2, 3])
+def test_one_whole_sentence_for_each_target(processor, choose, targets):
+    text = processor.decode(walk(processor.phrases, targets, choose))
+    sentences = [f"{part}." for part in text.rstrip(".").split(". ")]
+    assert len(sentences) == targets
+    assert set(sentences) <= set(ANSWERS)
+
+
+@pytest.mark.parametrize("choose", [min, max])
+def test_a_refusal_is_a_refusals_sentence(processor, choose):
+    assert processor.decode(walk(processor.phrases, 0, choose)) in REFUSALS
+
+
+def test_what_was_said_decides_what_may_follow(processor):
+    begun = processor.encode_text(" The liver")
+    follow = {tuple(processor.encode_text(word))[0] for word in (" makes", " is")}
+    assert follow <= set(processor.phrases.allowed(begun, 1)) or len(follow) == 1
+    assert processor.phrases.allowed(processor.encode_text(" The spleen filters blood."), 1) == []
+
+
+def test_it_is_kept_with_the_model(processor, tmp_path):
+    processor.save_pretrained(tmp_path)
+    again = MediSeeProcessor.from_pretrained(tmp_path)
+    assert again.phrases.answers == ANSWERS
+    assert again.phrases.allowed([], 1) == processor.phrases.allowed([], 1)
