@@ -83,7 +83,8 @@ Small targets, thin structures and many-instance targets (vessels, microaneurysm
 segmented poorly. Single levels of the spine, ribs and sides are confused more often than kinds of
 organs. Categories with fewer than six images were seen in training only. A question in words far
 from any it has read may be answered with another structure of the same kind of image. The score is
-calibrated on images from the same sources; on other images it says less.
+calibrated on images from the same sources; on other images it says less. Explanations are chosen,
+token by token, among sentences that were checked by hand (`phrases.json`); the choice can be wrong.
 """
 
 
