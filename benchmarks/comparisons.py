@@ -53,12 +53,15 @@ def main() -> None:
     parser.add_argument("data")
     parser.add_argument("--questions")
     parser.add_argument("--split", default="test")
+    parser.add_argument("--limit", type=int, default=4, help="images for each label or question")
     parser.add_argument("--untrained", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
     index = Index.open(arguments.data)
     pairs = [
-        pair for pair in make_pairs(index, arguments.split, arguments.questions, 4) if pair.labels
+        pair
+        for pair in make_pairs(index, arguments.split, arguments.questions, arguments.limit)
+        if pair.labels
     ]
     systems = {
         "centred-box": centred_boxes(pairs),
