@@ -203,7 +203,12 @@ class Session:
 
 
 def label_findings(findings: list[Finding], text: str) -> list[Finding]:
-    """Findings with the names that the explanation gives them, one sentence each, in order."""
+    """Findings with the names that the explanation gives them, one sentence each, in order.
+
+    Those that have a name already, from the model's states, keep it.
+    """
+    if all(finding.label is not None for finding in findings):
+        return findings
     named = [entity.name for sentence in text.split(". ") if (entity := _first_entity(sentence))]
     if len(findings) == 1:
         named = named[:1]

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -194,32 +194,41 @@ def answer_opening(candidates: tuple[str, ...]) -> str:
 
 
 class Phrasebook:
-    """The sentences that a small model may say; it chooses among them, token by token.
+    """The sentences that a small model may say of each category, and as a refusal.
 
     A model of nano's size knows *what* it sees better than how to write about it: left alone, it
-    garbles medical statements. `phrases.json` in a model's folder holds what was checked by hand.
+    garbles medical statements. `phrases.json` in a model's folder holds what was checked by hand;
+    the model chooses among it, token by token.
     """
 
-    def __init__(self, answers: Sequence[str], refusals: Sequence[str]) -> None:
-        self.answers, self.refusals = tuple(answers), tuple(refusals)
-        self._tries: dict[bool, Trie] = {}
+    def __init__(self, answers: Mapping[str, Sequence[str]], refusals: Sequence[str]) -> None:
+        self.answers = {label: tuple(sentences) for label, sentences in answers.items()}
+        self.refusals = tuple(refusals)
+        self._tries: dict[str, Trie] = {}
 
     def index(self, encode: Callable[[str], list[int]]) -> None:
         """Encodes the sentences; an explanation follows the groups after a space."""
         self._tries = {
-            False: _trie(encode(f" {sentence}") for sentence in self.answers),
-            True: _trie(encode(sentence) for sentence in self.refusals),
+            label: _trie(encode(f" {sentence}") for sentence in sentences)
+            for label, sentences in self.answers.items()
         }
+        self._tries[""] = _trie(encode(sentence) for sentence in self.refusals)
 
-    def allowed(self, said: Sequence[int], targets: int) -> list[int]:
-        """Ids that may follow `said`; none when all is said: one sentence for each target."""
-        root = self._tries[targets == 0]
-        node, complete = root, 0
+    def allowed(self, labels: Sequence[str], said: Sequence[int]) -> list[int]:
+        """Ids that may follow `said`; none when all is said.
+
+        Args:
+            labels: category of each target, which gets one sentence each; none for a refusal.
+        """
+        plan = [self._tries[label] for label in labels or [""]]
+        node: Trie = plan[0]
+        complete = 0
         for token in said:
             node = node[token]
             if not node:
-                node, complete = root, complete + 1
-        return [] if complete == max(targets, 1) else list(node)
+                complete += 1
+                node = plan[complete] if complete < len(plan) else {}
+        return list(node)
 
 
 def _trie(sentences: Iterable[list[int]]) -> Trie:
@@ -390,6 +399,7 @@ class RawAnswer:
         quality: (T,) the mask decoder's own estimate of IoU.
         similarity: (T, N) over the image tokens.
         handle: what the runtime needs to explain.
+        labels: category of each target, where the model tells it from its states.
     """
 
     decision: np.ndarray
@@ -399,6 +409,7 @@ class RawAnswer:
     mask_logits: np.ndarray | None = None
     quality: np.ndarray | None = None
     similarity: np.ndarray | None = None
+    labels: Sequence[str] = ()
 
     def refusal(self) -> RefusalReason | None:
         """The reason, where no target was accepted."""
@@ -411,9 +422,11 @@ def to_findings(
     raw: RawAnswer, image: SegmenterInput, calibrate: Callable[[float], float]
 ) -> list[Finding]:
     """Masks, boxes and scores on the original grid."""
+    drawn = list(_drawn(raw, image))
+    labels: list[str | None] = list(raw.labels) or [None] * len(drawn)
     return [
-        Finding(mask, box, min(max(calibrate(score), 0.0), 1.0), similarity)
-        for mask, box, score, similarity in _drawn(raw, image)
+        Finding(mask, box, min(max(calibrate(score), 0.0), 1.0), similarity, label)
+        for (mask, box, score, similarity), label in zip(drawn, labels, strict=True)
     ]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -10,6 +11,7 @@ from safetensors import SafetensorError
 
 from ..errors import ModelError
 from ..processing import MediSeeProcessor, RawAnswer, SegmenterInput
+from .categories import Categories
 from .modeling import EncodedImage, Located, MediSeeModel, Perceived
 from .tinyvit import TinyViT, fold_batch_norms
 
@@ -17,9 +19,15 @@ from .tinyvit import TinyViT, fold_batch_norms
 class TorchRuntime:
     """The reference runtime."""
 
-    def __init__(self, model: MediSeeModel, processor: MediSeeProcessor) -> None:
+    def __init__(
+        self,
+        model: MediSeeModel,
+        processor: MediSeeProcessor,
+        categories: Categories | None = None,
+    ) -> None:
         self.model = model.eval()
         self.processor = processor
+        self.categories = categories
         if isinstance(model.segmenter.vision_encoder, TinyViT):
             fold_batch_norms(model.segmenter.vision_encoder)
             model.segmenter.vision_encoder.to(memory_format=torch.channels_last)
@@ -34,7 +42,7 @@ class TorchRuntime:
             ModelError: weights that do not fit the configuration, or a device that is not there.
         """
         place = _device(device)
-        return cls(load_weights(folder).to(place), processor)
+        return cls(load_weights(folder).to(place), processor, Categories.load(folder))
 
     def encode(
         self,
@@ -64,18 +72,27 @@ class TorchRuntime:
         perceived = self.model.perceive(
             image, questions, processor.group, processor.more, processor.openings, accept
         )
-        return [_raw(each) for each in perceived]
+        return [self._raw(each) for each in perceived]
 
     def explain(self, raw: RawAnswer, opening: int | None) -> Iterator[int]:
         """Phase 3: token ids of the explanation; of a phrasebook's sentences where there is one."""
-        phrases, allowed = self.processor.phrases, None
-        if phrases is not None:
-            targets = len(raw.presence)
-
-            def allowed(said: list[int]) -> list[int]:
-                return phrases.allowed(said, targets)
-
+        phrases = self.processor.phrases
+        allowed = None if phrases is None else partial(phrases.allowed, raw.labels)
         return self.model.explain(raw.handle, opening, self.processor.end_id, allowed=allowed)
+
+    def _raw(self, perceived: Perceived) -> RawAnswer:
+        located = perceived.targets or Located()
+        arrays = {
+            name: None if (value := getattr(located, name)) is None else value.float().cpu().numpy()
+            for name in ("boxes", "mask_logits", "quality", "similarity")
+        }
+        labels: list[str] = []
+        if self.categories is not None and perceived.states is not None:
+            labels = self.categories.nearest(perceived.states)
+        decision = perceived.decision.cpu().numpy()
+        return RawAnswer(
+            decision, presence=perceived.presence, handle=perceived, labels=labels, **arrays
+        )
 
 
 def load_weights(folder: Path) -> MediSeeModel:
@@ -89,16 +106,6 @@ def load_weights(folder: Path) -> MediSeeModel:
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
         reason = str(error).strip().split("\n")[0]
         raise ModelError(f"the model in {folder} cannot be loaded: {reason}") from error
-
-
-def _raw(perceived: Perceived) -> RawAnswer:
-    located = perceived.targets or Located()
-    arrays = {
-        name: None if (value := getattr(located, name)) is None else value.float().cpu().numpy()
-        for name in ("boxes", "mask_logits", "quality", "similarity")
-    }
-    decision = perceived.decision.cpu().numpy()
-    return RawAnswer(decision, presence=perceived.presence, handle=perceived, **arrays)
 
 
 def _device(name: str | None) -> torch.device:

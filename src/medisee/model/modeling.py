@@ -97,6 +97,7 @@ class Perceived:
         presence: for each target, the probability with which its group was opened.
         keys_values: cache of this row, without padding.
         next_logits: (V,) logits of the first word of the explanation.
+        states: (T, n, d) candidate states of the targets; None when refused.
     """
 
     decision: Tensor
@@ -104,6 +105,7 @@ class Perceived:
     presence: list[float]
     keys_values: KeysValues
     next_logits: Tensor
+    states: Tensor | None = None
 
 
 @dataclass
@@ -362,17 +364,24 @@ class MediSeeModel(PreTrainedModel):
         located = self._locate_groups(image, groups)
         ends = image.prefix.length + first + 1
         return [
-            self._perceived(stream, row, decision[row], found, presence[row])
+            self._perceived(stream, row, decision[row], found, presence[row], groups[row])
             if found is not None
             else self._refused(stream, row, decision[row], int(ends[row]), states[row, first[row]])
             for row, found in enumerate(located)
         ]
 
     def _perceived(
-        self, stream: _Stream, row: int, decision: Tensor, located: Located, presence: list[float]
+        self,
+        stream: _Stream,
+        row: int,
+        decision: Tensor,
+        located: Located,
+        presence: list[float],
+        groups: list[Tensor],
     ) -> Perceived:
         past = _select_row(stream.past, row, stream.mask[row].bool())
-        return Perceived(decision, located, presence, past, self.text.logits(stream.last[row]))
+        logits = self.text.logits(stream.last[row])
+        return Perceived(decision, located, presence, past, logits, torch.stack(groups))
 
     def _refused(
         self, stream: _Stream, row: int, decision: Tensor, end: int, last: Tensor

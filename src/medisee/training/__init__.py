@@ -11,6 +11,7 @@ from ..engine import compose_records
 from ..entities import load_entities
 from ..errors import DataError
 from ..hub import cache_folder, find_model
+from ..model.categories import Categories
 from ..model.inference import load_weights
 from ..processing import MediSeeProcessor
 from ..structures import QARecord
@@ -53,6 +54,7 @@ def train(recipe: Recipe | str | Path) -> Path:
         context.val.index,
         context.val_records,
         context.val.cache,
+        Categories(context.train.labels, context.states),
         final,
     )
     return final

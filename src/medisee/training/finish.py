@@ -20,6 +20,7 @@ from ..data.sa_med2d import Index
 from ..entities import load_entities
 from ..familiarity import Familiarity, fit_familiarity, summary
 from ..model import MediSeeModel
+from ..model.categories import Categories
 from ..model.inference import TorchRuntime
 from ..model.packing import save_packed
 from ..processing import MediSeeProcessor, Phrasebook, raw_scores
@@ -33,6 +34,7 @@ def finish(
     index: Index,
     records: list[QARecord],
     cache: FeatureCache,
+    categories: Categories,
     folder: Path,
 ) -> None:
     """Writes a folder that `medisee.load` opens: packed weights, processor, what was fitted.
@@ -40,10 +42,12 @@ def finish(
     Args:
         records: validation questions, present and absent ones.
         cache: features of the training and validation images.
+        categories: the states that the model was trained to emit.
     """
     folder.mkdir(parents=True, exist_ok=True)
     model.config.save_pretrained(folder)
     MediSeeProcessor(processor.config, processor.tokenizer, phrasebook()).save_pretrained(folder)
+    categories.save(folder)
     state = {n: v for n, v in model.state_dict().items() if n != "mllm.lm_head.weight"}
     save_packed(state, folder)
     packed = MediSeeModel.from_pretrained(folder)  # what is measured is what will be used
@@ -55,7 +59,7 @@ def finish(
 def phrasebook() -> Phrasebook:
     """Every explanation of the entities, and one sentence for each reason to refuse."""
     entities = load_entities().values()
-    return Phrasebook([sentence for e in entities for sentence in e.explanation], REFUSALS)
+    return Phrasebook({entity.name: entity.explanation for entity in entities}, REFUSALS)
 
 
 REFUSALS = (

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..model import MediSeeModel, MediSeeOutput
+from ..model.categories import category_scores, nearest_category
 from ..model.losses import box_losses, mask_losses, text_loss, to_corners
 from ..model.modeling import pad_right
 from ..processing import MediSeeProcessor
@@ -393,18 +394,6 @@ def scene_loss(image_states: Tensor, present: list[list[int]], categories: Tenso
     chances = (mean @ own.T / 0.07).log_softmax(dim=1)
     rows = [row[labels].mean() for row, labels in zip(chances, present, strict=True)]
     return -torch.stack(rows).mean()
-
-
-def category_scores(states: Tensor, categories: Tensor) -> Tensor:
-    """(T, labels) cosine between emitted states and each category's, common part removed."""
-    common = categories.mean(dim=0, keepdim=True)
-    emitted = F.normalize((states.float() - common).flatten(1), dim=1)
-    return emitted @ F.normalize((categories - common).flatten(1), dim=1).T
-
-
-def nearest_category(states: Tensor, categories: Tensor) -> Tensor:
-    """(T,) the category whose states are nearest to the emitted ones."""
-    return category_scores(states, categories).argmax(dim=1)
 
 
 def jitter(boxes: Tensor, random: np.random.Generator) -> Tensor:
