@@ -95,7 +95,7 @@ def figures_table(found: dict[str, Any], others: dict[str, dict[str, Any]]) -> s
         rows |= {
             f"{PLAIN[name]}, {kind}": {k: v for k, v in figures.items() if k != "named"}
             for kind, figures in report["kinds"].items()
-            if kind == "referring"
+            if kind in ("referring", "implicit")
         }
     return _table("", rows)
 
