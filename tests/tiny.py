@@ -170,8 +170,8 @@ def group_of(model: MediSeeModel) -> list[int]:
 
 
 def more_of(model: MediSeeModel) -> list[int]:
-    """What opens a further group."""
-    return [40, *group_of(model)[1:]]
+    """What opens a further group; it ends in another word than the first one does."""
+    return [40, *group_of(model)[1:-1], 24]
 
 
 def run(

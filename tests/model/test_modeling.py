@@ -18,7 +18,9 @@ from tiny import (
 
 from medisee.model import MediSeeConfig, MediSeeModel
 from medisee.model.modeling import similarity_map
-from medisee.model.packing import load_packed, save_packed
+from medisee.model.packing import load_packed, pack, save_packed
+from medisee.model.points import similarity_points
+from medisee.model.segmenter import Prompts
 
 KINDS = ["nano", "llava"]
 CLOSE = {"rtol": 1e-3, "atol": 2e-4}
@@ -169,6 +171,27 @@ def test_box_prompts_of_a_padded_image_lie_within_its_content():
 
 
 @torch.no_grad()
+def test_reads_points_are_those_of_the_similarity_map_within_the_content():
+    model = tiny_model(mask_prompts="text+box+points")
+    states, embedding = torch.randn(2, 2, 32), torch.randn(2, 32, 16, 16)
+    content = torch.tensor([[0.75, 0.5], [1.0, 0.5]])
+    located = model.locate(states, embedding, torch.randn(2, 16, 32), content)
+    points, labels = similarity_points(located.similarity, content)
+    assert 1 in labels
+    centre, half = located.boxes[:, :2], located.boxes[:, 2:] / 2
+    corners = torch.cat([centre - half, centre + half], dim=1)
+    prompts = Prompts(
+        corners * torch.cat([content, content], dim=1) * 64,
+        model.projector(located.h_seg),
+        points * 64,
+        labels,
+    )
+    masks, quality = model.segmenter.decode(embedding, prompts)
+    torch.testing.assert_close(located.mask_logits, masks)
+    torch.testing.assert_close(located.quality, quality)
+
+
+@torch.no_grad()
 def test_without_decoding_there_are_boxes_and_no_masks():
     model = tiny_model()
     located = run(model, images(model), answered(model, 0), [0], decode=False).located
@@ -285,6 +308,7 @@ def test_packing_keeps_each_number_within_half_a_step(tmp_path):
         if name == "mllm.lm_head.weight":
             continue
         if name.startswith("mllm.language_model.") and value.dim() == 2:
+            assert pack({name: value})[name].dtype == torch.int8
             step = value.abs().amax(dim=1, keepdim=True) / 127
             assert ((state[name] - value).abs() <= 0.501 * step).all(), name
         else:

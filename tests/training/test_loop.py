@@ -93,6 +93,15 @@ def test_a_step_moves_what_is_trained_and_nothing_else():
         assert torch.equal(value, before[name]) is not name.startswith("box_decoder"), name
 
 
+def test_a_steps_rates_follow_the_schedule():
+    model, optimizer = prepared()
+    for step in (0, 4, 55):
+        train_step(model, Task(model), optimizer, RECIPE, STAGE, step)
+        factor = schedule(step, STAGE)
+        rates = [group["lr"] for group in optimizer.param_groups]
+        assert rates == pytest.approx([1e-2 * factor, 1e-3 * factor])
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_loss_that_is_not_finite_stops_before_the_weights_change(value):
     model, optimizer = prepared()

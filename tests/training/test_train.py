@@ -131,6 +131,32 @@ def test_each_stage_trains_what_its_rates_name(recipe, start, tmp_path):
         )
 
 
+def test_answers_are_supervised_whole_or_up_to_the_first_word_after_the_groups(recipe):
+    from medisee.training.tasks import Language
+
+    [stage] = recipe(["language"]).stages
+    context = training.prepare(recipe(["language"]))
+    task, processor = Language(context, stage), context.processor
+    kinds = {record.kind: record for record in context.train_records if not record.history}
+    assert {"implicit", "referring", "absent", "several"} <= kinds.keys()
+    chosen = [(0, record) for record in kinds.values()]
+    for explain in (True, False):
+        batch = task._batch([0], chosen, explain)
+        for row, (_, record) in enumerate(chosen):
+            asked = processor.question_ids(record.question)
+            answer = processor.answer_ids(record.answer, len(record.targets))
+            if not explain and record.targets:
+                groups = processor.group + processor.more * (len(record.targets) - 1)
+                assert answer[: len(groups)] == groups
+                answer = answer[: len(groups) + 1]
+            length = len(asked) + len(answer)
+            assert batch["input_ids"][row, :length].tolist() == asked + answer
+            assert batch["attention_mask"][row].sum() == length
+            labels = batch["labels"][row].tolist()
+            assert labels[len(asked) : length] == answer
+            assert set(labels[: len(asked)] + labels[length:]) <= {-100}
+
+
 def test_heads_are_aligned_once(recipe, tmp_path, monkeypatch):
     monkeypatch.setattr(training, "finish", lambda *_: None)
     training.train(recipe(["align"]))
