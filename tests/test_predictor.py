@@ -388,6 +388,17 @@ def test_broken_weights(copy, form, damage):
     assert one_line(caught)
 
 
+@pytest.mark.parametrize(
+    "file", ["categories.safetensors", "familiarity.json", "calibration.json", "phrases.json"]
+)
+@pytest.mark.parametrize("content", [b"", b"{}", b"[1]", b"no such thing", b"\xff\xfe\x00"])
+def test_broken_additions(copy, file, content):
+    (copy / file).write_bytes(content)
+    with pytest.raises(ModelError) as caught:
+        medisee.load(str(copy)).open(PICTURE)
+    assert one_line(caught)
+
+
 @pytest.mark.parametrize("form", ["model.safetensors", "packed.safetensors"])
 @pytest.mark.parametrize("change", [{"box_hidden": 40}, {"fusion": "hard"}, {"box_decoder": "mlp"}])
 def test_weights_of_another_architecture(copy, form, change):

@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .errors import ModelError
+
 __all__ = ["Familiarity", "fit_familiarity"]
 
 FILE = "familiarity.json"
@@ -32,9 +34,12 @@ class Familiarity:
         """As stored with a model; a model that stores none finds every image familiar."""
         if not (folder / FILE).is_file():
             return cls(np.zeros((1, 1), np.float32), np.ones(1, np.float32), float("inf"))
-        entry = json.loads((folder / FILE).read_text(encoding="utf-8"))
-        centres = np.array(entry["centres"], np.float32)
-        return cls(centres, np.array(entry["spread"], np.float32), float(entry["limit"]))
+        try:
+            entry = json.loads((folder / FILE).read_text(encoding="utf-8"))
+            centres = np.array(entry["centres"], np.float32)
+            return cls(centres, np.array(entry["spread"], np.float32), float(entry["limit"]))
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ModelError(f"{folder / FILE} is damaged; get the model again") from error
 
     def save(self, folder: Path) -> None:
         entry = {

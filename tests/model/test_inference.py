@@ -128,6 +128,7 @@ def test_only_rows_that_want_another_group_get_one():
         ids = QUESTIONS[row] + phases.group + phases.more * (len(each.presence) - 1)
         plain = phases.forward([ids])
         torch.testing.assert_close(each.next_logits, plain.logits[0, -1], **CLOSE)
+        assert each.keys_values[0][0].shape[2] == phases.image.prefix.length + len(ids)
         for key, value in each.targets.items():
             torch.testing.assert_close(value, plain.located[key], **CLOSE)
         words = list(phases.model.explain(each, None, END_ID, max_tokens=4))

@@ -18,7 +18,10 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from medisee.hub import SHIPPED
+from medisee.model.packing import FILE, load_packed
 from medisee.model.segmenter import Prompts, Segmenter, restore_masks
+from medisee.model.tinyvit import TinyViT
 from medisee.processing import resize_area, segmenter_input
 from medisee.training.nano import litemedsam_config, litemedsam_state
 
@@ -80,6 +83,21 @@ def test_resized_pixels_equal_opencvs_area_averaging(facts, name, display):
     resized = resize_area(display, tuple(official["resized_hw"]))
     found = hashlib.sha256(resized.tobytes()).hexdigest()
     assert found == official["resized_uint8_sha256"]
+
+
+@pytest.mark.parametrize("name", ["grey"])
+@torch.no_grad()
+def test_the_shipped_encoder_is_litemedsams(golden, name, display):
+    """Nano's encoder is frozen: within the error of its half-precision file, it is the parent's."""
+    if not (SHIPPED["nano"] / FILE).is_file():
+        pytest.skip("nano's weights are not in this installation")
+    start = "segmenter.vision_encoder."
+    state = {n: v for n, v in load_packed(SHIPPED["nano"]).items() if n.startswith(start)}
+    encoder = TinyViT(litemedsam_config().tinyvit_config).eval()
+    encoder.load_state_dict({n.removeprefix(start): v for n, v in state.items()})
+    embedding = encoder(torch.from_numpy(segmenter_input(display, 256).pixels)[None])
+    expected = golden[f"official.{name}.embedding_slice"]
+    torch.testing.assert_close(embedding[0, ::32, 3::8, 5::8], expected, rtol=0, atol=5e-3)
 
 
 @every_image

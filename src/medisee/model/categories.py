@@ -12,9 +12,11 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+
+from ..errors import ModelError
 
 FILE = "categories.safetensors"
 
@@ -31,8 +33,11 @@ class Categories:
         """As stored with a model; None where the model stores none."""
         if not (folder / FILE).is_file():
             return None
-        with safe_open(folder / FILE, framework="pt") as file:
-            return cls(json.loads(file.metadata()["names"]), file.get_tensor("states").float())
+        try:
+            with safe_open(folder / FILE, framework="pt") as file:
+                return cls(json.loads(file.metadata()["names"]), file.get_tensor("states").float())
+        except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+            raise ModelError(f"{folder / FILE} is damaged; get the model again") from error
 
     def save(self, folder: Path) -> None:
         """Writes states in fp16, names as metadata."""
