@@ -11,7 +11,7 @@ ANSWERS = {
     "liver": ("The liver makes bile.", "The liver is large."),
     "spleen": ("The spleen filters blood.",),
 }
-REFUSALS = ("Nothing is here.", "Please say more.")
+REFUSALS = ("Nothing is here.", "This cannot show it.", "That is odd.", "Please say more.")
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +51,12 @@ def test_what_was_said_decides_what_may_follow(processor):
         processor.phrases.allowed(["spleen"], processor.encode_text(" The spleen filters blood."))
         == []
     )
+
+
+def test_every_reason_to_refuse_needs_its_words():
+    plain = tiny_processor()
+    with pytest.raises(ValueError, match="no refusal"):
+        MediSeeProcessor(plain.config, plain.tokenizer, Phrasebook(ANSWERS, REFUSALS[:3]))
 
 
 def test_it_is_kept_with_the_model(processor, tmp_path):

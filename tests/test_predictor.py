@@ -16,6 +16,7 @@ from medisee.calibration import Calibration
 from medisee.errors import InputError, ModelError
 from medisee.familiarity import Familiarity
 from medisee.io import read_image
+from medisee.model.categories import Categories
 from medisee.model.packing import save_packed
 from medisee.predictor import NO_ORIENTATION, NOT_ENGLISH, UNFAMILIAR, label_findings
 from medisee.structures import Answer, Finding, Orientation, RefusalReason
@@ -219,6 +220,14 @@ def test_characters_of_several_bytes_are_never_cut(model, monkeypatch):
     assert not any("\ufffd" in piece for piece in pieces)
 
 
+OPENINGS = {
+    RefusalReason.NOT_IN_VIEW: "Nothing",
+    RefusalReason.WRONG_MODALITY: "This",
+    RefusalReason.NOT_MEDICAL: "That",
+    RefusalReason.UNCLEAR: "Please",
+}
+
+
 # ---- refusals ------------------------------------------------------------------------------------
 
 
@@ -226,13 +235,7 @@ def test_a_refusal_has_a_reason_words_and_no_finding(refusing):
     answer = refusing.open(PICTURE).ask(QUESTIONS[0])
     assert answer.findings == []
     assert isinstance(answer.refusal, RefusalReason)
-    openings = {
-        RefusalReason.NOT_IN_VIEW: "Nothing",
-        RefusalReason.WRONG_MODALITY: "This",
-        RefusalReason.NOT_MEDICAL: "That",
-        RefusalReason.UNCLEAR: "Please",
-    }
-    assert answer.text.startswith(openings[answer.refusal])
+    assert answer.text.startswith(OPENINGS[answer.refusal])
     assert answer.to_dict()["refusal"] == answer.refusal.value
 
 
@@ -269,6 +272,62 @@ def found(count):
 )
 def test_findings_take_the_names_of_the_explanation(count, text, labels):
     assert [finding.label for finding in label_findings(found(count), text)] == labels
+
+
+ANSWERS = {
+    "liver": ["The liver makes bile.", "The liver is a large organ."],
+    "spleen": ["The spleen filters blood.", "The spleen can swell."],
+}
+REFUSALS = ["Nothing is here.", "This cannot show it.", "That is odd.", "Please say more."]
+
+
+def with_words(folder, answers=None):
+    """A model that names its targets by their states and speaks by the book."""
+    states = torch.randn(2, 2, 32, generator=torch.Generator().manual_seed(0))
+    Categories(["liver", "spleen"], states).save(folder)
+    phrases = {"answers": ANSWERS if answers is None else answers, "refusals": REFUSALS}
+    (folder / "phrases.json").write_text(json.dumps(phrases))
+    return folder
+
+
+def test_targets_named_by_their_states_and_explained_by_the_book(copy):
+    session = medisee.load(str(with_words(copy))).open(PICTURE)
+    silent = session.ask(QUESTIONS, explain=False)
+    spoken = session.ask(QUESTIONS)
+    for answer, other in zip(spoken, silent, strict=True):
+        labels = [finding.label for finding in answer.findings]
+        assert labels == [finding.label for finding in other.findings]
+        sentences = [f"{part}." for part in answer.text.rstrip(".").split(". ")]
+        assert len(sentences) == len(labels) >= 1
+        for label, sentence in zip(labels, sentences, strict=True):
+            assert sentence in ANSWERS[label]
+
+
+def test_the_words_of_many_targets_are_not_cut_short(copy):
+    long = ["The spleen filters blood." + " It filters blood and blood again" * 6 + "."]
+    runtime = medisee.load(str(with_words(copy, {"liver": long, "spleen": long}))).runtime
+    session = medisee.load(str(copy)).open(PICTURE)
+    [raw] = runtime.perceive(session._encoded, [runtime.processor.question_ids("?")], accept=0.0)
+    many = replace(raw, labels=["spleen"] * 8, presence=[1.0] * 8)
+    text = runtime.processor.decode(list(runtime.explain(many, None)))
+    assert text == " ".join(long * 8)
+
+
+def test_refusals_by_the_book(copy):
+    session = medisee.load(str(with_words(with_calibration(copy, NEVER)))).open(PICTURE)
+    for answer in session.ask(QUESTIONS):
+        assert answer.text in REFUSALS
+        assert answer.text.startswith(OPENINGS[answer.refusal])
+
+
+@pytest.mark.parametrize("lacking", ["words", "categories"])
+def test_categories_and_phrases_must_fit(copy, lacking):
+    with_words(copy, {"liver": ANSWERS["liver"]} if lacking == "words" else None)
+    if lacking == "categories":
+        (copy / "categories.safetensors").unlink()
+    with pytest.raises(ModelError, match=r"phrases\.json") as caught:
+        medisee.load(str(copy))
+    assert one_line(caught)
 
 
 # ---- warnings ------------------------------------------------------------------------------------

@@ -245,7 +245,7 @@ class MediSeeProcessor:
 
     Raises:
         ValueError: a tokenizer with which text could become a token of ours, or which cannot tell
-            the answers' first words apart.
+            the answers' first words apart; a phrasebook without a refusal for each reason.
     """
 
     def __init__(
@@ -273,6 +273,8 @@ class MediSeeProcessor:
         self.phrases = phrases
         if phrases is not None:
             phrases.index(self.encode_text)
+            if set(self.openings[1:]) - set(phrases.allowed([], [])):
+                raise ValueError("the phrasebook has no refusal for some first word")
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> MediSeeProcessor:

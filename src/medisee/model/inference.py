@@ -15,6 +15,9 @@ from .categories import Categories
 from .modeling import EncodedImage, Located, MediSeeModel, Perceived
 from .tinyvit import TinyViT, fold_batch_norms
 
+TOKENS_PER_TARGET = 96
+"""An explanation's longest sentence."""
+
 
 class TorchRuntime:
     """The reference runtime."""
@@ -42,7 +45,12 @@ class TorchRuntime:
             ModelError: weights that do not fit the configuration, or a device that is not there.
         """
         place = _device(device)
-        return cls(load_weights(folder).to(place), processor, Categories.load(folder))
+        categories = Categories.load(folder)
+        if processor.phrases is not None:
+            named = [None] if categories is None else categories.names
+            if set(named) - processor.phrases.answers.keys():
+                raise ModelError(f"{folder} has categories for which its phrases.json has no words")
+        return cls(load_weights(folder).to(place), processor, categories)
 
     def encode(
         self,
@@ -78,7 +86,8 @@ class TorchRuntime:
         """Phase 3: token ids of the explanation; of a phrasebook's sentences where there is one."""
         phrases = self.processor.phrases
         allowed = None if phrases is None else partial(phrases.allowed, raw.labels)
-        return self.model.explain(raw.handle, opening, self.processor.end_id, allowed=allowed)
+        most = TOKENS_PER_TARGET * max(len(raw.presence), 1)
+        return self.model.explain(raw.handle, opening, self.processor.end_id, most, allowed)
 
     def _raw(self, perceived: Perceived) -> RawAnswer:
         located = perceived.targets or Located()
