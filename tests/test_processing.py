@@ -469,7 +469,7 @@ def test_calibration_is_given_the_raw_scores():
     assert seen[0] - seen[1] == pytest.approx(0.2, abs=0.05)
 
 
-@pytest.mark.parametrize("place, reason", enumerate(REFUSAL_OPENINGS))
+@pytest.mark.parametrize("place, reason", list(enumerate(REFUSAL_OPENINGS)))
 def test_the_most_probable_opening_tells_the_reason(place, reason):
     decision = np.array([0.3, 0.1, 0.1, 0.1, 0.1])
     decision[1 + place] += 0.3
