@@ -82,7 +82,6 @@ def language_weights(vocabulary):
     return weights
 
 
-@pytest.mark.slow
 def test_an_untrained_nano_keeps_the_layers_and_the_first_tokens(tokenizer_file, monkeypatch):
     segmenter = Segmenter(litemedsam_config())
     monkeypatch.setattr("medisee.training.nano.litemedsam_state", lambda weights: weights)
@@ -91,12 +90,13 @@ def test_an_untrained_nano_keeps_the_layers_and_the_first_tokens(tokenizer_file,
         num_hidden_layers=LAYERS, vocab_size=tiny_tokenizer().get_vocab_size(),
     )  # fmt: skip
     weights = language_weights(config.vocab_size)
+    kept = config.vocab_size - 8  # three special tokens and the last five merges go
     model, processor = build_nano(
         segmenter.state_dict(),
         weights,
         config,
         tokenizer_file,
-        NanoSizes(layers=(0, 3), vocabulary=300, grid=4),
+        NanoSizes(layers=(0, 3), vocabulary=kept, grid=4),
     )
     text = model.mllm.language_model
     for new, old in enumerate((0, 3)):
@@ -105,8 +105,8 @@ def test_an_untrained_nano_keeps_the_layers_and_the_first_tokens(tokenizer_file,
             weights[f"model.layers.{old}.self_attn.q_proj.weight"],
         )
     embeddings = weights["model.embed_tokens.weight"]
-    assert torch.equal(text.embed_tokens.weight[:300], embeddings[:300])
-    assert torch.allclose(text.embed_tokens.weight[300:], embeddings.mean(0).expand(3, -1))
-    assert model.config.candidate_token_ids == [301, 302]
+    assert torch.equal(text.embed_tokens.weight[:kept], embeddings[:kept])
+    assert torch.allclose(text.embed_tokens.weight[kept:], embeddings.mean(0).expand(3, -1))
+    assert model.config.candidate_token_ids == [kept + 1, kept + 2]
     assert processor.config.image_seq_length == 16
     assert processor.prefix_ids.count(model.config.image_token_id) == 16
