@@ -25,23 +25,25 @@ def main() -> None:
     parser.add_argument("--data", required=True)
     parser.add_argument("--report", type=Path, required=True)
     parser.add_argument("--plain", action="append", default=[], metavar="NAME=REPORT")
+    parser.add_argument("--note", default="", help="what a reader of the figures must know")
     arguments = parser.parse_args()
     plain = {name: Path(path) for name, path in (entry.split("=") for entry in arguments.plain)}
     target = ROOT / "src" / "medisee" / "nano"
     if arguments.model.resolve() != target:
         shutil.copytree(arguments.model, target, dirs_exist_ok=True)
-    write_card(target, Index.open(arguments.data), arguments.report, plain)
-    _figures_into(ROOT / "README.md", arguments.report, plain)
+    write_card(target, Index.open(arguments.data), arguments.report, plain, arguments.note)
+    _figures_into(ROOT / "README.md", arguments.report, plain, arguments.note)
 
 
-def _figures_into(readme: Path, report: Path, plain: dict[str, Path]) -> None:
+def _figures_into(readme: Path, report: Path, plain: dict[str, Path], note: str) -> None:
     found = json.loads(report.read_text(encoding="utf-8"))
     others = {name: json.loads(p.read_text(encoding="utf-8")) for name, p in plain.items()}
     text = readme.read_text(encoding="utf-8")
     before, after = text.split(BEGIN)[0], text.split(END)[1]
     figures = (
-        f"On the test split ({found['images']} images of patients never trained on, "
-        f"{found['pairs']} questions in words never trained on); per cent, 95 % intervals.\n\n"
+        f"On the test split ({found['images']} images, {found['pairs']} questions in wordings "
+        "never trained on; split by patient, by image where a source does not tell patients "
+        f"apart); per cent, 95 % intervals. {note}\n\n"
         f"{figures_table(found, others)}\n{refusal_line(found)}"
     )
     readme.write_text(f"{before}{BEGIN}\n{figures}{END}{after}", encoding="utf-8")

@@ -210,8 +210,6 @@ def label_findings(findings: list[Finding], text: str) -> list[Finding]:
     if all(finding.label is not None for finding in findings):
         return findings
     named = [entity.name for sentence in text.split(". ") if (entity := _first_entity(sentence))]
-    if len(findings) == 1:
-        named = named[:1]
     labels = named + [None] * (len(findings) - len(named))
     return [
         Finding(f.mask, f.box, f.score, f.similarity, label)

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 __all__ = [
+    "PRINTED",
     "Interval",
     "Overlap",
     "RefusalRates",
@@ -24,6 +25,17 @@ __all__ = [
     "mean_iou",
     "refusal_rates",
 ]
+
+PRINTED = {
+    "dice": "Dice",
+    "mean_iou": "gIoU",
+    "cumulative_iou": "cIoU",
+    "box_iou": "box IoU",
+    "accuracy_at_0.5": "Acc@0.5",
+    "named": "named",
+    "answered": "answered",
+}
+"""Each figure of a report and what printed tables call it (the paper's labels)."""
 
 
 @dataclass(frozen=True)

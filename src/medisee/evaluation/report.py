@@ -18,6 +18,7 @@ from medisee.data.sa_med2d import Index
 from medisee.entities import Entities, load_entities
 from medisee.errors import DataError
 from medisee.evaluation.metrics import (
+    PRINTED,
     Interval,
     Overlap,
     bootstrap_interval,
@@ -213,26 +214,15 @@ def _figures(rows: Sequence[Row]) -> Figures:
     return found | {"cumulative_iou": bootstrap_interval(tops, images, unions)}
 
 
-_COLUMNS = {
-    "dice": "Dice",
-    "mean_iou": "gIoU",
-    "cumulative_iou": "cIoU",
-    "box_iou": "box IoU",
-    "accuracy_at_0.5": "Acc@0.5",
-    "named": "named",
-    "answered": "answered",
-}
-
-
 def _kinds(report: Report, kinds: Sequence[str]) -> dict[str, Figures]:
     return {kind: report.figures(kind) for kind in kinds}
 
 
 def _table(first: str, rows: Mapping[str, Figures]) -> list[str]:
-    head = [first, "n", *_COLUMNS.values()]
+    head = [first, "n", *PRINTED.values()]
     lines = [f"| {' | '.join(head)} |", "| --- " * len(head) + "|"]
     for name, figures in rows.items():
-        cells = [_cell(figures[key]) for key in _COLUMNS]
+        cells = [_cell(figures[key]) for key in PRINTED]
         lines.append(f"| {' | '.join([name, str(figures['dice'].n), *cells])} |")
     return lines
 

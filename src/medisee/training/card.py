@@ -11,16 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from ..data.sa_med2d import Index
+from ..evaluation.metrics import PRINTED
 
-COLUMNS = {
-    "dice": "Dice",
-    "mean_iou": "gIoU",
-    "cumulative_iou": "cIoU",
-    "box_iou": "box IoU",
-    "accuracy_at_0.5": "Acc@0.5",
-    "named": "named",
-    "answered": "answered",
-}
 PLAIN = {
     "true-boxes": "true box given to the untouched LiteMedSAM (a ceiling)",
     "category-means": "mean mask of the category (knows the label)",
@@ -48,13 +40,16 @@ Apache-2.0.
 """
 
 
-def write_card(folder: Path, index: Index, report: Path, plain: dict[str, Path]) -> None:
+def write_card(
+    folder: Path, index: Index, report: Path, plain: dict[str, Path], note: str = ""
+) -> None:
     """Writes `README.md` and the test scores in `targets.json` of a model folder.
 
     Args:
         index: the data set that the model was trained and tested on.
         report: `report.json` of the model on the test split.
         plain: reports of the plain comparisons, by their name in `PLAIN`.
+        note: what a reader of the figures must know, such as how often the split was scored.
     """
     found = json.loads(report.read_text(encoding="utf-8"))
     others = {n: json.loads(p.read_text(encoding="utf-8")) for n, p in plain.items()}
@@ -63,6 +58,7 @@ def write_card(folder: Path, index: Index, report: Path, plain: dict[str, Path])
         "## Figures\n",
         f"On the test split, free-running ({found['images']} images, {found['pairs']} questions); "
         "per cent, 95 % intervals by bootstrap over images.\n",
+        f"{note}\n",
         figures_table(found, others),
         refusal_line(found),
         "\n## By modality (referring)\n",
@@ -117,9 +113,9 @@ def refusal_line(found: dict[str, Any]) -> str:
 
 
 def _table(first: str, rows: dict[str, Any]) -> str:
-    lines = [f"| {first} | n | {' | '.join(COLUMNS.values())} |", "| --- " * 9 + "|"]
+    lines = [f"| {first} | n | {' | '.join(PRINTED.values())} |", "| --- " * 9 + "|"]
     for name, figures in rows.items():
-        cells = [_cell(figures.get(key)) for key in COLUMNS]
+        cells = [_cell(figures.get(key)) for key in PRINTED]
         lines.append(f"| {name} | {figures['dice']['n']} | {' | '.join(cells)} |")
     return "\n".join(lines)
 

@@ -1,8 +1,8 @@
-"""Frozen encoders run once per image: features cached on disk, keyed by content.
+"""Frozen encoders run once per image: features cached on disk.
 
-One fp16 file per view of an image. The key covers the image's bytes, the view and the encoder's
-weights, so that nothing stale is ever read; files appear by renaming, so that several processes
-fill one cache and a kill loses at most one image.
+One fp16 file per view of an image, keyed by the encoder's weights, the image's file name and the
+view: an image that changes under its old name is not encoded anew. Files appear by renaming, so
+that several processes fill one cache and a kill loses at most one image.
 """
 
 from __future__ import annotations
