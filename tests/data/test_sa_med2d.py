@@ -91,6 +91,16 @@ def test_broken_files_are_named(folder, file, text, match):
         list(Index.open(folder))
 
 
+def test_what_cannot_be_used_is_given_as_its_error_and_the_rest_goes_on(folder):
+    pairs = {"images/x.png": ["masks/x--0009_000.png", "masks/x--0007_000.png"]}
+    (folder / "SAMed2D_v1.json").write_text(json.dumps(pairs))
+    error, record = Index.open(folder).entries()
+    assert "class id 0009" in str(error) and record.labels == ("kidney",)
+    (folder / "index.jsonl").write_text('nonsense\n{"image": "y.png", "masks": []}\n')
+    error, record = Index.open(folder).entries()
+    assert "line 1" in str(error) and record.image == "y.png"
+
+
 def test_missing_or_foreign_folder(tmp_path):
     with pytest.raises(DataError, match="no such"):
         Index.open(tmp_path / "nowhere")

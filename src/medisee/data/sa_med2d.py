@@ -92,6 +92,13 @@ class Index:
         return cls(root)
 
     def __iter__(self) -> Iterator[ImageRecord]:
+        for entry in self.entries():
+            if isinstance(entry, DataError):
+                raise entry
+            yield entry
+
+    def entries(self) -> Iterator[ImageRecord | DataError]:
+        """Streams the records; a line or mask that cannot be used is given as its error."""
         if (self.root / "index.jsonl").is_file():
             return self._read_index()
         return self._read_pairs()
@@ -134,20 +141,22 @@ class Index:
         except (OSError, ValueError, SyntaxError) as error:
             raise DataError(f"{file}: is not a readable image") from error
 
-    def _read_index(self) -> Iterator[ImageRecord]:
-        with (self.root / "index.jsonl").open(encoding="utf-8") as lines:
+    def _read_index(self) -> Iterator[ImageRecord | DataError]:
+        with (self.root / "index.jsonl").open(encoding="utf-8", errors="replace") as lines:
             for number, line in enumerate(lines, 1):
                 if line.strip():
-                    yield _record(line, f"index.jsonl, line {number}")
+                    yield _record_or_error(line, f"index.jsonl, line {number}")
 
-    def _read_pairs(self) -> Iterator[ImageRecord]:
+    def _read_pairs(self) -> Iterator[ImageRecord | DataError]:
         with (self.root / "SAMed2D_v1.json").open(encoding="utf-8") as stream:
             for image, files in _object_items(stream, "SAMed2D_v1.json"):
                 name = _IMAGE_NAME.match(Path(image).name)
                 modality = name["modality"] if name else ""
+                masks = [self._mask(file) for file in files]
+                yield from (mask for mask in masks if isinstance(mask, DataError))
                 yield ImageRecord(
                     image=image,
-                    masks=tuple(MaskFile(file, self._label(file)) for file in files),
+                    masks=tuple(mask for mask in masks if isinstance(mask, MaskFile)),
                     modality=_MODALITIES.get(modality, modality),
                     source=name["source"] if name else "",
                 )
@@ -163,14 +172,21 @@ class Index:
         except (ValueError, AttributeError, TypeError) as error:
             raise DataError(f"{path.name}: must map each class to its number") from error
 
-    def _label(self, file: str) -> str:
+    def _mask(self, file: str) -> MaskFile | DataError:
         match = _MASK_NAME.search(file)
         if match is None:
-            raise DataError(f"{file}: a mask's name ends in --<class id>_<instance>.png")
-        try:
-            return self._label_of_id[int(match[1])]
-        except KeyError as error:
-            raise DataError(f"{file}: class id {match[1]} is not in the class mapping") from error
+            return DataError(f"{file}: a mask's name ends in --<class id>_<instance>.png")
+        label = self._label_of_id.get(int(match[1]))
+        if label is None:
+            return DataError(f"{file}: class id {match[1]} is not in the class mapping")
+        return MaskFile(file, label)
+
+
+def _record_or_error(line: str, where: str) -> ImageRecord | DataError:
+    try:
+        return _record(line, where)
+    except DataError as error:
+        return error
 
 
 def _record(line: str, where: str) -> ImageRecord:
