@@ -119,14 +119,14 @@ def sentence_case(text: str) -> str:
     return text[:1].upper() + text[1:]
 
 
-def casual(text: str, rng: random.Random) -> str:
+def casual(text: str, rng: random.Random, typos: bool = True) -> str:
     """Now and then the text as it is typed in a hurry: lower case, no full stop, a typo."""
     roll = rng.random()
     if roll < 0.12:
         return text.lower().rstrip(".?! ") or text
     if roll < 0.17:
         return text.rstrip(".?! ") or text
-    if roll < 0.21:
+    if roll < 0.21 and typos:
         return _typo(text, rng)
     if roll < 0.23 and text.endswith("?"):
         return text + "?"

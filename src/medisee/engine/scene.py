@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
@@ -79,9 +80,16 @@ class Scene:
         labels = list(self.shapes)
         return self.rng.choices(labels, [self.weights[label] for label in labels])[0]
 
-    def wording(self, group: str) -> str:
-        """A template of `wordings.yaml` that this split may use."""
-        return self.rng.choice(_templates(group, self.image.split))
+    def wording(self, group: str, most: int | None = None) -> str:
+        """A template of `wordings.yaml` that this split may use, of `most` words at most.
+
+        Where none is so brief, one of the briefest.
+        """
+        templates = _templates(group, self.image.split)
+        if most is not None:
+            limit = max(most, min(map(_own_words, templates)))
+            templates = [text for text in templates if _own_words(text) <= limit]
+        return self.rng.choice(templates)
 
     def image_word(self) -> str:
         """A word for this kind of image, the plain ones more often."""
@@ -117,6 +125,12 @@ def agree(text: str, key: str, phrase: str) -> str:
 def wordings() -> Any:
     """The content of `wordings.yaml`."""
     return rules.read_yaml("medisee.engine", "wordings.yaml")
+
+
+@lru_cache(maxsize=1024)
+def _own_words(template: str) -> int:
+    """How many words the template adds to what is put into it."""
+    return sum(not re.fullmatch(r"\W*\{(?:d|D|e|q|Q|clue|Clue)\}\W*", w) for w in template.split())
 
 
 @lru_cache(maxsize=64)

@@ -6,8 +6,7 @@ import random
 import re
 
 from medisee.data.sa_med2d import ImageRecord
-from medisee.engine import language, rules
-from medisee.engine.clues import find_clues
+from medisee.engine import language, phrasing, rules
 from medisee.engine.scene import Draft, Perspective, Scene, agree
 from medisee.entities import Entity
 
@@ -20,9 +19,6 @@ __all__ = [
     "short_description",
     "spoken_name",
 ]
-
-_FRAMES_FOR_SHORT = re.compile(r"\{d\} (\{is\}|outlined|marked)")
-_FIRST_PERSON = re.compile(r"\b(I|I'm|I am|[Mm]y|[Ww]e|[Oo]ur)\b")
 
 
 def referring(scene: Scene) -> Draft | None:
@@ -76,62 +72,26 @@ def implicit_question(scene: Scene, entity: Entity, located: str | None) -> str 
         return None
     # Whole questions were written by hand one by one: use them as often as descriptions.
     whole = bool(questions) and (not descriptions or scene.rng.random() < 0.5)
-    clue = _clue(scene, located, place=whole) if located is not None else None
-    if located is not None and clue is None:
-        return None
+    clue = None
+    if located is not None:
+        clue = phrasing.choose_clue(scene, phrasing.clues_of(scene, located), place=whole)
+        if clue is None:
+            return None
     if whole:
-        question = _with_hint(scene, scene.rng.choice(questions), clue)
+        question = phrasing.ask_whole(scene, scene.rng.choice(questions), clue)
     else:
-        question = _framed(scene, scene.rng.choice(descriptions), clue)
+        group = "implicit" if clue is None else "located"
+        question = phrasing.ask_framed(scene, group, scene.rng.choice(descriptions), clue)
     question = language.casual(_with_company(scene, question), scene.rng)
     return None if rules.leaks(question, (entity,)) else question
-
-
-def _framed(scene: Scene, description: str, clue: str | None) -> str:
-    if clue is not None:
-        description = f"{description}, {clue}"
-    template = scene.wording("implicit")
-    for _ in range(10):
-        too_long = len(description.split()) > 7 and _FRAMES_FOR_SHORT.search(template)
-        if not too_long and not (clue is not None and "{m}" in template):
-            break
-        template = scene.wording("implicit")
-    return agree(scene.fill(template), "d", description)
-
-
-def _with_hint(scene: Scene, question: str, clue: str | None) -> str:
-    if clue is None:
-        return question
-    return f"{question} {scene.wording('hints').replace('{clue}', clue)}"
 
 
 def _with_company(scene: Scene, question: str) -> str:
     """Now and then something in front about the person, or a word of thanks behind."""
     roll = scene.rng.random()
-    if roll < 0.1 and not _FIRST_PERSON.search(question):
-        laboratory = rules.family(scene.image.modality) == "microscopy"
-        group = "openers.laboratory" if laboratory else "openers.clinical"
-        return f"{scene.fill(scene.wording(group))} {language.sentence_case(question)}"
-    if roll < 0.15 and not re.search("please|pls", question, re.IGNORECASE):
-        return f"{question} {scene.wording('closers')}"
-    return question
-
-
-def _clue(scene: Scene, label: str, place: bool) -> str | None:
-    """A clue that is true of the masks and does not name the target; `place`: a position only."""
-    image, entity = scene.image, scene.entities[label]
-    clues = [
-        clue.text
-        for clue in find_clues(label, scene.shapes, image.plane, image.body_part)
-        if (clue.place or not place) and not entity.is_named_in(clue.text)
-    ]
-    if not clues:
-        return None
-    text = scene.rng.choice(clues)
-    for other in scene.shapes:
-        name = language.with_article(language.spoken(other))
-        text = text.replace("{" + other + "}", name)
-    return scene.fill(text)
+    if roll < 0.1:
+        return phrasing.with_opener(scene, question) or question
+    return phrasing.with_closer(scene, question) if roll < 0.15 else question
 
 
 def short_description(scene: Scene, entity: Entity) -> str | None:

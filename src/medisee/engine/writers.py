@@ -12,6 +12,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from math import sqrt
+from typing import Literal
 
 from medisee.data.sa_med2d import ImageRecord, Index
 from medisee.engine.combined import follow_up, several
@@ -22,7 +23,12 @@ from medisee.entities import Entity
 from medisee.errors import DataError
 from medisee.structures import QARecord, QATarget
 
-__all__ = ["DEFAULT_MIX", "compose_records"]
+__all__ = ["DEFAULT_MIX", "KINDS", "VERSION", "compose_records", "record_of"]
+
+VERSION = "offline-2"
+"""Of the offline writer: counted up when the same input would give other records."""
+
+Length = Literal["short", "long"]
 
 DEFAULT_MIX: Mapping[str, float] = {
     "referring": 0.28,
@@ -33,13 +39,14 @@ DEFAULT_MIX: Mapping[str, float] = {
 }
 """Share of each kind of record."""
 
-_WRITERS: Mapping[str, Callable[[Scene], Draft | None]] = {
+KINDS: Mapping[str, Callable[[Scene], Draft | None]] = {
     "referring": referring,
     "implicit": implicit,
     "absent": absent,
     "several": several,
     "round": follow_up,
 }
+"""Who drafts each kind of record."""
 _TRIES = 6
 
 
@@ -58,7 +65,7 @@ def compose_records(
     other splits, and those use nothing else. An image without an entity is skipped with a warning.
     Raises DataError for an unknown kind in `mix` or a split without images.
     """
-    if unknown := sorted(mix.keys() - _WRITERS.keys()):
+    if unknown := sorted(mix.keys() - KINDS.keys()):
         raise DataError(f"unknown kinds of record: {', '.join(unknown)}")
     frequency = Counter(label for image in index.records(split) for label in image.labels)
     if not frequency:
@@ -94,13 +101,13 @@ def _image_records(
     for kind in rng.choices(list(mix), list(mix.values()), k=number):
         draft = _draft(kind, scene, asked)
         if draft is not None:
-            yield _record(draft, scene)
+            yield record_of(draft, scene)
 
 
 def _draft(kind: str, scene: Scene, asked: set[str]) -> Draft | None:
     """A draft whose question is new on this image; where the kind is impossible, a plain one."""
     for attempt in range(_TRIES):
-        writer = _WRITERS[kind] if attempt < _TRIES // 2 else scene.rng.choice(_PLAIN)
+        writer = KINDS[kind] if attempt < _TRIES // 2 else scene.rng.choice(_PLAIN)
         draft = writer(scene)
         if draft is not None and draft.key not in asked:
             asked.add(draft.key)
@@ -111,28 +118,33 @@ def _draft(kind: str, scene: Scene, asked: set[str]) -> Draft | None:
 _PLAIN: Sequence[Callable[[Scene], Draft | None]] = (referring, implicit)
 
 
-def _record(draft: Draft, scene: Scene) -> QARecord:
+def record_of(
+    draft: Draft, scene: Scene, length: Length | None = None, pass_: Literal[1, 2] = 1
+) -> QARecord:
+    """The record of a draft, with its id; `pass_` is the pass that wrote it."""
     image = scene.image
     targets = [
         QATarget(label=label, masks=list(image.files(label)), box=scene.shapes[label].box)
         for label in draft.labels
     ]
-    words = len(draft.question.split())
+    if length is None:
+        length = "short" if len(draft.question.split()) <= 12 else "long"
     key = "|".join((image.image, draft.kind, draft.key, *draft.labels))
-    return QARecord(
+    record = QARecord(
         id=hashlib.sha256(key.encode()).hexdigest()[:16],
         image=image.image,
         kind=draft.kind,
         targets=targets,
         modality=image.modality,
         perspective=draft.perspective,
-        length="short" if words <= 12 else "long",
+        length=length,
         question=draft.question,
         answer=draft.answer,
         history=draft.history,
         refusal=draft.refusal,
         writer="offline",
-        prompt_version="offline-1",
+        prompt_version=VERSION,
         licence=image.licence,
         split=image.split,
     )
+    return record if pass_ == 1 else record.model_copy(update={"pass_": pass_})

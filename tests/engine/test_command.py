@@ -1,0 +1,46 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+import typer
+from engine.scenes import ABDOMEN, CT, add_image, write_index
+from typer.testing import CliRunner
+
+from medisee.commands.data_build import build_data, data_stats
+from medisee.errors import InputError
+
+
+@pytest.fixture
+def call(tmp_path):
+    app = typer.Typer()
+    app.command("build")(build_data)
+    app.command("stats")(data_stats)
+    write_index(tmp_path / "data", [add_image(tmp_path / "data", "a", ABDOMEN, split="val", **CT)])
+
+    def run(*argv):
+        return CliRunner().invoke(app, list(map(str, argv)), catch_exceptions=True)
+
+    return run
+
+
+def test_build_then_stats(call, tmp_path):
+    options = ("--out", tmp_path / "set", "--per-target", 4, "--workers", 1)
+    done = call("build", tmp_path / "data", *options)
+    assert done.exit_code == 0, done.output
+    assert "card.md" in done.stdout and "liver" in done.stdout and "SHA-256" in done.stdout
+    again = json.loads(call("build", tmp_path / "data", *options, "--json").stdout)
+    shown = json.loads(call("stats", tmp_path / "set", "--json").stdout)
+    assert again == shown and shown["kinds"]["val"]["implicit"] == 12
+    assert "val" in call("stats", tmp_path / "set").stdout
+
+
+def test_a_share_tells_that_others_are_missing(call, tmp_path):
+    options = ("--out", tmp_path / "set", "--per-target", 2, "--workers", 1, "--shard", "2/2")
+    assert "Share 2/2 is done" in call("build", tmp_path / "data", *options).stdout
+    assert not (tmp_path / "set/train.jsonl").exists()
+
+
+def test_a_shard_that_is_none(call, tmp_path):
+    done = call("build", tmp_path / "data", "--out", tmp_path / "set", "--shard", "0/2")
+    assert isinstance(done.exception, InputError)
