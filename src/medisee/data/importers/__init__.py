@@ -28,7 +28,10 @@ __all__ = [
 ]
 
 FORMATS = {
+    "decathlon": "NIfTI volumes with label maps and dataset.json",
+    "totalsegmentator": "NIfTI volumes with one mask file for each class",
     "pairs": "images and masks of the same names",
+    "coco": "COCO annotations",
 }
 """Format -> what it is; each is a module here, asked in this order what it recognises."""
 

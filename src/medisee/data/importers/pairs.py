@@ -49,9 +49,9 @@ def _parts(source: Path) -> dict[Path, str]:
 
 def _units_of(part: Path, context: Context) -> Iterator[Unit]:
     images, masks = _by_stem(part / "images"), _masks_by_stem(part / "masks")
-    if not context.options.classes and not context.options.label:
-        if any(folder == "" for found in masks.values() for folder, _ in found):
-            raise DataError("say which class the masks show: --label NAME, or --classes FILE.json")
+    mixed = any(folder == "" for found in masks.values() for folder, _ in found)
+    if mixed and not context.options.classes and not context.options.label:
+        raise DataError("say which class the masks show: --label NAME, or --classes FILE.json")
     for stem, files in images.items():
         found = masks.get(stem, [])
         for file in files:

@@ -194,9 +194,8 @@ def _plain(name: str) -> str:
 
 
 def _grey_or_colour(image: NDArray[np.uint8]) -> Image.Image:
-    if image.ndim == 3 and np.array_equal(image[..., 0], image[..., 1]):
-        if np.array_equal(image[..., 0], image[..., 2]):
-            image = image[..., 0]
+    if image.ndim == 3 and (image == image[..., :1]).all():
+        image = image[..., 0]
     return Image.fromarray(np.ascontiguousarray(image))
 
 
