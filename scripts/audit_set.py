@@ -160,7 +160,7 @@ def claims(text: str, label: str, pixels: Pixels, names: Names):
         yield m[0], pixels.part_in(label, m[1]) > 0.5
     for m in find(rf"the (top|bottom) third of {PICTURE}"):
         yield m[0], (y < 0.36) if m[1] == "top" else (y > 0.64)
-    for m in find(rf"(?:middle|centre|center) of {PICTURE}(?! than)"):
+    for m in find(rf"(?:middle|centre|center) of {PICTURE}(?!(?: [a-z-]+)? than)"):
         yield m[0], abs(x - 0.5) < 0.2 and abs(y - 0.5) < 0.2
     for m in find(rf"(?:halfway down|mid-height in) {PICTURE}"):
         yield m[0], abs(y - 0.5) < 0.15
@@ -200,7 +200,7 @@ def claims(text: str, label: str, pixels: Pixels, names: Names):
         own, its = (np.hypot((a - 0.5) * width, (b - 0.5) * height) for a, b in ((x, y), of(m[2])))
         yield m[0], bool(own < its) == (m[1] == "closer to")
     side = re.match(r".*\b(left|right)\b", label)
-    for m in find(r"patient's (left|right)(?! of)"):
+    for m in find(r"(?:on|in|at|to) the patient's (left|right)(?! of)"):
         if side:
             yield m[0], m[1] == side[1]
 

@@ -249,6 +249,10 @@ def test_bad_requests(data, tmp_path):
         read_stats(tmp_path)
     with pytest.raises(DataError, match="shard"):
         build(data, tmp_path, Settings(4), shard=(3, 2))
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/train.jsonl").write_text("keep me")
+    with pytest.raises(DataError, match="no build wrote"):
+        build(data, tmp_path / "mine")
     with pytest.raises(DataError, match="no image"):
         build(write_index(tmp_path, ["nonsense"]), tmp_path / "set")
 

@@ -88,6 +88,8 @@ def test_good_records_pass(reviewer, question):
         ("place", record("Which organ, clearly smaller than the left kidney here, makes bile?")),
         ("place", record("Which organ here makes bile?", perspective="location")),
         ("laterality", record("On the patient's left of the left kidney, what makes bile?")),
+        ("kind of image", record("Which organ on this ultrasound makes bile?", modality="CT")),
+        ("kind of image", record("Which organ in the chest film makes bile?", modality="CT")),
         (
             "laterality",
             record("Which bean on the patient's left?", "right kidney", "The right kidney."),
@@ -99,6 +101,12 @@ def test_each_rule_drops_what_breaks_it_and_keeps_the_reason(reviewer, rule, bad
     (dropped,) = reviewer.dropped
     assert (dropped.rule, dropped.record.question) == (rule, bad.question)
     assert dropped.reason and reviewer.checked[rule] == 1
+
+
+def test_words_for_the_image_in_hand_may_fit_it(reviewer):
+    fits = record("Which organ on this abdominal CT makes bile?", modality="CT")
+    knows = record("Find the organ that ultrasound screening of drinkers looks at.", modality="CT")
+    assert reviewer.accept(fits) and reviewer.accept(knows)
 
 
 def test_a_reason_never_repeats_a_patients_details(reviewer):

@@ -90,8 +90,10 @@ def build(
     if settings.per_target < 1 or not 1 <= shard[0] <= shard[1]:
         raise DataError("a build needs at least one question a target, and a shard such as 2/5")
     index, out = Index.open(data), Path(out)
-    survey = _survey(index)
     parts = out / "work" / "parts"
+    if (out / "train.jsonl").exists() and not parts.is_dir():
+        raise DataError(f"{out} holds a train.jsonl that no build wrote; choose another folder")
+    survey = _survey(index)
     parts.mkdir(parents=True, exist_ok=True)
     plan = f"{settings}|{survey.digest}|{_engine_digest()}"
     writer = _ChunkWriter(Path(data), settings, survey.weights)
@@ -219,8 +221,10 @@ def _write_missing(
 
 def _tidy(out: Path, wanted: set[str]) -> None:
     """Removes parts of earlier inputs and what a kill left behind."""
-    parts = (out / "work" / "parts").glob("*.part")
-    for path in (*out.rglob("*.partial"), *(part for part in parts if part.name not in wanted)):
+    stale = [path for path in (out / "work" / "parts").glob("*.part") if path.name not in wanted]
+    stale += (out / "work").rglob("*.partial")
+    stale += [path for name in ("*.jsonl", "card.md") for path in out.glob(f"{name}.*.partial")]
+    for path in stale:
         path.unlink(missing_ok=True)
 
 

@@ -195,7 +195,7 @@ _PATTERNS: tuple[tuple[str, _Test, bool], ...] = (
         False,
     ),
     (r"\bon the image's (left|right) (side)", _part, False),
-    (r"\b(?:near|close to|in) the (?:middle|cent(?:re|er)) of SHOWN", _middle, False),
+    (r"\b(?:middle|cent(?:re|er)) of SHOWN(?!(?: [\w-]+)? than)", _middle, False),
     (r"\b(?:halfway down|mid-height in) SHOWN", _halfway, False),
     (r"\b(?:touching|reaching) the (top|bottom|left|right) edge of SHOWN", _edge, False),
     (

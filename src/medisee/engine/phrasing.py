@@ -19,7 +19,7 @@ __all__ = [
     "with_opener",
 ]
 
-_FRAMES_FOR_SHORT = re.compile(r"\{d\} (\{is\}|outlined|marked)|\{d\}, \{clue\}, ")
+_FRAMES_FOR_SHORT = re.compile(r"\{d\} (\{is\}|outlined|marked)")
 _FIRST_PERSON = re.compile(r"\b(I|I'm|I am|I've|[Mm]y|[Mm]e|[Ww]e|[Oo]ur|us)\b")
 _GOES_ON = re.compile(
     r"(Which|Where|What|Whose|How|Please|Can|Could|Would|Show|Outline|Mark|Segment|Find|Trace"

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 
+from medisee.engine import rules
 from medisee.engine.claims import ClaimReader
 from medisee.engine.scene import Scene
 from medisee.engine.vocabulary import hidden_name
@@ -53,6 +54,27 @@ _ASKS = re.compile(
     r"|wonder\w*|curious|same|next|now|also|go|then|just|one|start|shade|search|measure|box|mask"
     r"|follow|count|track|prove|stop|notice|cut|click|crop|select|wanted|asked|asks|asking|task|annotate|surround|spot|try|take)\b",
     re.IGNORECASE,
+)
+# "This film", "the OCT": words for the image in hand, and the kinds of image they fit.
+_SHOWN = (
+    r"\b(?:this|these|the|my|her|his)"
+    r"(?: (?!(?:by|for|in|of|on|that|under|when|where|which|with)\b)[a-z-]+){0,2}? "
+)
+_KINDS = tuple(
+    (re.compile(_SHOWN + rf"(?:{words})\b"), frozenset(kinds))
+    for words, kinds in (
+        ("cts?", ["CT"]),
+        ("mris?|mr", ["MR"]),
+        ("pet", ["PET"]),
+        ("ultrasound|sonogram", ["ultrasound"]),
+        ("x-rays?|radiograph|chest film|panoramic film", ["X-ray", "mammography"]),
+        ("mammogram", ["mammography"]),
+        ("endoscopy|colonoscopy|laryngoscopy|gastroscopy", ["endoscopy"]),
+        ("fundus (?:photo(?:graph)?|image|picture)|retinal photograph", ["fundus"]),
+        ("oct|flow map", ["OCT"]),
+        ("dermatoscope|dermoscopy", ["dermoscopy"]),
+        ("smear|micrograph|slide|blood film", ["microscopy"]),
+    )
 )
 _SENTENCE = re.compile(r"(?<=[.!?])\s+(?=\S)")
 
@@ -207,6 +229,18 @@ def _place(record: QARecord, reviewer: Reviewer) -> str | None:
     return _claims(record, reviewer, side=False)
 
 
+def _kind(record: QARecord, reviewer: Reviewer) -> str | None:
+    """Words such as "this film" must fit the image; what cannot be here may speak of another."""
+    shown = rules.family(record.modality or "")
+    if record.kind == "absent" or not shown:
+        return None
+    text = record.question.lower()
+    for pattern, kinds in _KINDS:
+        if shown not in kinds and (match := pattern.search(text)):
+            return f"speaks of another kind of image: {match[0]}"
+    return None
+
+
 def _laterality(record: QARecord, reviewer: Reviewer) -> str | None:
     return _claims(record, reviewer, side=True)
 
@@ -236,6 +270,7 @@ RULES: Mapping[str, Callable[[QARecord, Reviewer], str | None]] = {
     "answer": _answer,
     "place": _place,
     "laterality": _laterality,
+    "kind of image": _kind,
     "repetition": _repeated,
 }
 """Name -> test; it gives the reason why a record is dropped, or None."""
