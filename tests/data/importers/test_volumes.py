@@ -153,8 +153,9 @@ def test_a_class_name_is_read_in_the_light_of_its_data_set(tmp_path):
 
 
 def nnunet(root, values, labels):
-    decathlon(root, stored(values), stored(labels), training=1, channel_names={"0": "T2"},
-              labels={"background": 0, "left kidney": 1, "right kidney": 2, "spinal cord": 3})  # fmt: skip
+    names = {"background": 0, "left kidney": 1, "right kidney": 2, "spinal cord": 3}
+    facts = {"training": 1, "channel_names": {"0": "T2"}, "labels": names}
+    decathlon(root, stored(values), stored(labels), **facts)
     (root / "imagesTr/case_1.nii.gz").rename(root / "imagesTr/case_1_0000.nii.gz")
     return root
 

@@ -32,6 +32,8 @@ FORMATS = {
     "totalsegmentator": "NIfTI volumes with one mask file for each class",
     "pairs": "images and masks of the same names",
     "coco": "COCO annotations",
+    "label-studio": "Label Studio's JSON export",
+    "dicom": "DICOM series with DICOM-SEG",
 }
 """Format -> what it is; each is a module here, asked in this order what it recognises."""
 

@@ -89,7 +89,11 @@ class ClassTable:
 
     def by_code(self, snomed: str, side: str = "") -> CuratedClass | None:
         """The class of a SNOMED CT code; `side` as its modifier says, "" where there is none."""
-        return self._by_code.get((snomed, side))
+        if entry := self._by_code.get((snomed, side)):
+            return entry
+        unsided = self._by_code.get((snomed, ""))
+        found = self.candidates(f"{side} {unsided.name}") if unsided else ()
+        return found[0] if len(found) == 1 else None
 
 
 @lru_cache(maxsize=1)
