@@ -1,112 +1,123 @@
 """Latency of MediSee's three phases, side by side with the authors' arrangement.
 
-    python benchmarks/latency.py [--model nano] [--rounds 3] [--threads 2]
+    python benchmarks/latency.py [--model nano] [--rounds 5]
 
-The authors' arrangement, on the same weights in the same run: every question encodes the image
-again and decodes its answer token by token, the mask coming last.
+The authors' arrangement, on the same weights, runtime and machine: every question encodes the
+image again and decodes its answer token by token, the mask coming last.
 """
 
 from __future__ import annotations
 
 import argparse
-import statistics
+import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 
-import torch
+import numpy as np
 
 import medisee
 from medisee.predictor import Model, Session
+from medisee.runtime import OnnxRuntime
 
 QUESTION = "Which large organ here makes bile and breaks down poisons?"
 IMAGE = "example:abdomen-mr"
 
 
-def timed(run: Callable[[], object], rounds: int) -> float:
-    """Median seconds of a call, after one that does not count."""
+@dataclass(frozen=True)
+class Timing:
+    """Seconds of repeated calls."""
+
+    seconds: list[float]
+
+    @property
+    def p50(self) -> float:
+        return float(np.percentile(self.seconds, 50))
+
+    @property
+    def p95(self) -> float:
+        return float(np.percentile(self.seconds, 95))
+
+
+def timed(run: Callable[[], object], rounds: int) -> Timing:
+    """Calls `run` once without counting, then `rounds` times."""
     run()
     seconds = []
     for _ in range(rounds):
         started = time.perf_counter()
         run()
         seconds.append(time.perf_counter() - started)
-    return statistics.median(seconds)
+    return Timing(seconds)
 
 
-def fresh(model: Model, questions: list[str], explain: bool) -> Session:
-    """A new session, its image encoded, and all questions asked."""
-    session = model.open(IMAGE)
+def ask_alone(session: Session, questions: list[str], explain: bool) -> None:
+    """Asks without what was asked before."""
+    session.rounds.clear()
     session.ask(questions, explain=explain)
-    return session
 
 
-@torch.inference_mode()
-def authors_way(model: Model, question: str) -> None:
+def authors_way(model: Model, question: str, words: list[int]) -> None:
     """Encode, decode the whole answer token by token, then locate: once per question."""
-    session = model.open(IMAGE)
-    network, processor = model.runtime.model, model.processor
-    image, text = session._encoded, network.text
-    past = image.prefix.keys_values
-    pending = processor.question_ids(question)
-    answer = processor.group + list(_words(session, question))
+    runtime, processor = model.runtime, model.processor
+    assert isinstance(runtime, OnnxRuntime), "the comparison runs on ONNX Runtime"
+    image = model.open(IMAGE)._encoded
+    past, pending = image.past, processor.question_ids(question)
     states = []
-    for token in [*answer, processor.end_id]:
-        ids = torch.tensor([pending])
-        mask = ids.new_ones(1, past[0][0].shape[2])
-        found, past = text.continue_from(past, mask, ids, torch.ones_like(ids))
-        text.logits(found[:, -1]).argmax()
-        if token in network.config.candidate_token_ids:
-            states.append(found[:, -1])
+    for token in [*processor.group, *words, processor.end_id]:
+        ids = np.array([pending])
+        seen = np.ones((1, past.shape[4] + len(pending)), bool)
+        embedded = runtime._embeddings(ids)
+        found, past, _ = runtime._run(embedded, past, seen, np.array([len(pending) - 1]))
+        if token in runtime._candidates:
+            states.append(found[0, -1])
         pending = [token]
-    candidates = torch.stack(
-        states[::-1], dim=1
-    )  # [SEG] is spoken first, the router's first is [BBOX]
-    network.locate(candidates, image.embedding, image.prefix.image_states, image.content)
+    runtime._locate_groups(image, [[np.stack(states)]])
 
 
-def _words(session: Session, question: str) -> list[int]:
-    """As many words as our own answer has, so that both decode the same number."""
-    if question not in _LENGTHS:
-        _LENGTHS[question] = session.model.processor.encode_text(" " + session.ask(question).text)
-    return _LENGTHS[question]
-
-
-_LENGTHS: dict[str, list[int]] = {}
+def cold_start(model: str) -> float:
+    """Seconds of a whole `medisee ask`, from the start of the process to files on disk."""
+    with tempfile.TemporaryDirectory() as out:
+        command = [sys.executable, "-m", "medisee", "ask", IMAGE, QUESTION, "--out", out]
+        started = time.perf_counter()
+        subprocess.run([*command, "--model", model], check=True, capture_output=True)
+        return time.perf_counter() - started
 
 
 def main() -> None:
     """Measures and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--model", default="nano")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=5)
     arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-    model, rounds = medisee.load(arguments.model), arguments.rounds
-
+    model, rounds = medisee.load(arguments.model, runtime="onnx"), arguments.rounds
     session = model.open(IMAGE)
-    first = timed(lambda: fresh(model, [QUESTION], explain=False), rounds)
-    following = timed(lambda: _ask_alone(session, [QUESTION], explain=False), rounds)
-    explained = timed(lambda: _ask_alone(session, [QUESTION], explain=True), rounds)
-    twenty = timed(lambda: _ask_alone(session, [QUESTION] * 20, explain=False), rounds)
-    theirs = timed(lambda: authors_way(model, QUESTION), rounds)
+    text = session.ask(QUESTION).text
+    words = model.processor.encode_text(f" {text}")
 
-    rows = [
-        ("fresh image to mask", first, theirs),
-        ("next question, mask", following, theirs),
-        ("next question, mask and explanation", explained, theirs),
-        ("20 questions in one call, masks", twenty, 20 * theirs),
-    ]
-    print(f"{'':38}{'MediSee':>10}{'authors':>10}{'ratio':>8}")
-    for name, ours, other in rows:
-        print(f"{name:38}{ours:9.2f}s{other:9.2f}s{other / ours:7.1f}x")
-    print(f"fresh image / next question: {first / following:.1f}x")
+    fresh = timed(lambda: model.open(IMAGE).ask(QUESTION, explain=False), rounds)
+    following = timed(lambda: ask_alone(session, [QUESTION], explain=False), rounds)
+    explained = timed(lambda: ask_alone(session, [QUESTION], explain=True), rounds)
+    twenty = timed(lambda: ask_alone(session, [QUESTION] * 20, explain=False), rounds)
+    theirs = timed(lambda: authors_way(model, QUESTION, words), rounds)
+    cold = timed(lambda: cold_start(arguments.model), rounds)
 
-
-def _ask_alone(session: Session, questions: list[str], explain: bool) -> None:
-    """Asks without what was asked before."""
-    session.rounds.clear()
-    session.ask(questions, explain=explain)
+    for name, timing in [
+        ("fresh image to mask", fresh),
+        ("next question, mask", following),
+        ("next question, mask and explanation", explained),
+        ("20 questions in one call, masks", twenty),
+        ("authors' arrangement, one question", theirs),
+        ("medisee ask, from start to files", cold),
+    ]:
+        print(f"{name:38} p50 {timing.p50:6.3f} s   p95 {timing.p95:6.3f} s")
+    token = (explained.p50 - following.p50) / len(words)
+    ten = fresh.p50 + 9 * following.p50 + 10 * len(words) * token
+    print(f"explanation, per token: {1000 * token:.1f} ms")
+    print(f"fresh image / next question: {fresh.p50 / following.p50:.1f}x")
+    print(f"20 calls / 20 questions in one call: {20 * following.p50 / twenty.p50:.1f}x")
+    print(f"10 explained questions, authors' arrangement / MediSee: {10 * theirs.p50 / ten:.1f}x")
 
 
 if __name__ == "__main__":

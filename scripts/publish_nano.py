@@ -1,4 +1,4 @@
-"""Puts a trained and tested model into the package: weights, card, and the README's figures.
+"""Puts a trained and tested model into the package: weights, graphs, card, README's figures.
 
     python scripts/publish_nano.py runs/nano/model --data DATA --report evaluation/report.json \\
         --plain true-boxes=comparisons/true-boxes/report.json ...
@@ -12,6 +12,7 @@ import shutil
 from pathlib import Path
 
 from medisee.data.sa_med2d import Index
+from medisee.runtime.compile import compile_graphs
 from medisee.training.card import figures_table, refusal_line, write_card
 
 ROOT = Path(__file__).parents[1]
@@ -31,6 +32,7 @@ def main() -> None:
     target = ROOT / "src" / "medisee" / "nano"
     if arguments.model.resolve() != target:
         shutil.copytree(arguments.model, target, dirs_exist_ok=True)
+    compile_graphs(target)
     write_card(target, Index.open(arguments.data), arguments.report, plain, arguments.note)
     _figures_into(ROOT / "README.md", arguments.report, plain, arguments.note)
 

@@ -32,7 +32,6 @@ def nano():
         find_model("nano")
     except ModelError as error:
         pytest.skip(str(error))
-    pytest.importorskip("torch", reason="nano runs on torch, which is not installed")
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if python_blocks(page)], ids=page_name)

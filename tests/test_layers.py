@@ -13,6 +13,7 @@ import pytest
 SOURCE = Path(__file__).resolve().parent.parent / "src" / "medisee"
 
 BASE = {"errors", "extras", "structures", "boxes", "entities"}
+WEIGHTS = {"categories", "packing"}
 
 
 def above(rooms: str) -> set[str]:
@@ -41,8 +42,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "calibration": BASE,
     "familiarity": BASE,
     "parallel": BASE,
-    "model": BASE | {"processing"},
-    "runtime": BASE | {"processing"},
+    "categories": BASE | {"processing"},
+    "packing": BASE,
+    "model": BASE | WEIGHTS | {"processing"},
+    "runtime": BASE | WEIGHTS | {"processing", "hub"},
+    "runtime.compile": BASE | WEIGHTS | {"model", "runtime"},
     "data": BASE | {"processing"},
     "data.importers": BASE | {"io"},
     "engine": BASE | {"data", "parallel"},
@@ -51,15 +55,18 @@ MAY_IMPORT: dict[str, set[str]] = {
         "io examples hub questions processing model runtime calibration familiarity"
     ),
     "training": above(
-        "hub processing model data engine calibration familiarity evaluation.metrics"
+        "hub processing categories model data engine calibration familiarity evaluation.metrics"
     ),
     "evaluation": above("hub predictor data engine calibration parallel evaluation.metrics"),
     "serve": FRONT,
-    "commands": FRONT,
+    "commands": FRONT | {"runtime.compile"},
     "cli": BASE | {"commands"},
 }
-HEAVY = {"torch", "transformers", "peft", "accelerate", "safetensors", "torchvision"}
+HEAVY = {"torch", "transformers", "peft", "accelerate", "onnx", "torchvision"}
+LIGHT = {"safetensors"}
+"""Read by both runtimes, and only there."""
 MAY_IMPORT_TORCH = ("model", "training", "data.dataset", "predictor", "runtime.compile")
+MAY_IMPORT_SAFETENSORS = (*MAY_IMPORT_TORCH, "categories", "packing", "runtime")
 NEVER = {"torchvision", "timm", "monai", "supervision", "instructor", "distilabel"}
 
 
@@ -104,11 +111,13 @@ def test_torch_stays_in_its_rooms(path: Path) -> None:
     assert tops & NEVER == set()
     if not module_of(path).startswith(MAY_IMPORT_TORCH):
         assert tops & HEAVY == set()
+    if not module_of(path).startswith(MAY_IMPORT_SAFETENSORS):
+        assert tops & LIGHT == set()
 
 
 @pytest.mark.parametrize("statement", ["import medisee", "import medisee.cli"])
 def test_front_doors_are_light(statement: str) -> None:
-    heavy = sorted(HEAVY | {"onnxruntime", "nibabel", "pydicom"})
+    heavy = sorted(HEAVY | LIGHT | {"onnxruntime", "nibabel", "pydicom"})
     code = f"{statement}; import sys; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

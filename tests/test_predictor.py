@@ -13,11 +13,10 @@ from tiny import save_nano, tiny_nano
 
 import medisee
 from medisee.calibration import Calibration
+from medisee.categories import Categories
 from medisee.errors import InputError, ModelError
 from medisee.familiarity import Familiarity
 from medisee.io import read_image
-from medisee.model.categories import Categories
-from medisee.model.packing import save_packed
 from medisee.predictor import NO_ORIENTATION, NOT_ENGLISH, UNFAMILIAR, label_findings
 from medisee.structures import Answer, Finding, Orientation, RefusalReason
 
@@ -283,7 +282,7 @@ REFUSALS = ["Nothing is here.", "This cannot show it.", "That is odd.", "Please 
 
 def with_words(folder, answers=None):
     """A model that names its targets by their states and speaks by the book."""
-    states = torch.randn(2, 2, 32, generator=torch.Generator().manual_seed(0))
+    states = np.random.default_rng(0).standard_normal((2, 2, 32)).astype(np.float32)
     Categories(["liver", "spleen"], states).save(folder)
     phrases = {"answers": ANSWERS if answers is None else answers, "refusals": REFUSALS}
     (folder / "phrases.json").write_text(json.dumps(phrases))
@@ -424,7 +423,7 @@ def test_a_folder_that_is_no_model(tmp_path):
 def packed(folder):
     """The folder with packed weights in place of the others."""
     model, _ = tiny_nano(box_decoder="grounded")
-    save_packed({n: v for n, v in model.state_dict().items() if "lm_head" not in n}, folder)
+    model.save_packed(folder)
     (folder / "model.safetensors").unlink()
     return folder / "packed.safetensors"
 

@@ -31,6 +31,7 @@ COMMANDS = {
     "models": "medisee.commands.models:models",
     "train": "medisee.commands.train:train",
     "evaluate": "medisee.commands.evaluate:evaluate",
+    "compile": "medisee.commands.compile:compile_model",
 }
 """Command -> "module:function"; the function's signature and docstring are the command's."""
 

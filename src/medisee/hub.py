@@ -27,6 +27,7 @@ __all__ = [
     "TargetRecord",
     "cache_folder",
     "clear_cache",
+    "compiled",
     "find_model",
     "folder_size",
     "known_models",
@@ -36,7 +37,9 @@ __all__ = [
 SHIPPED = {"nano": Path(__file__).parent / "nano"}
 """Models inside the package, by name."""
 
-_WEIGHTS = ("*.safetensors", "*.onnx")
+_WEIGHTS = ("*.safetensors",)
+GRAPHS = ("encoder", "language", "locate")
+"""Graphs of a compiled model, `<name>.onnx`; they read the weights beside them."""
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
@@ -59,6 +62,11 @@ class ModelEntry:
     licence: str
     size: int
     ready: bool
+
+
+def compiled(folder: Path) -> bool:
+    """Whether a model folder holds the graphs that run without torch."""
+    return all((folder / f"{name}.onnx").is_file() for name in GRAPHS)
 
 
 def cache_folder() -> Path:

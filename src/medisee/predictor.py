@@ -10,14 +10,14 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, overload
+from typing import Any, Protocol, overload
 
 from .calibration import Calibration
 from .entities import Entity, load_entities
 from .errors import ModelError
 from .extras import needs_extra
 from .familiarity import Familiarity
-from .hub import find_model, model_info
+from .hub import compiled, find_model, model_info
 from .io import read_image
 from .processing import (
     REFUSAL_OPENINGS,
@@ -28,9 +28,6 @@ from .processing import (
 )
 from .questions import check_question
 from .structures import Answer, Finding, MedicalImage
-
-if TYPE_CHECKING:
-    from .model.inference import TorchRuntime
 
 __all__ = ["Model", "Session", "load"]
 
@@ -48,20 +45,44 @@ def load(name: str = "nano", device: str | None = None, runtime: str | None = No
     """A model by name ("nano"), folder or hub id.
 
     Args:
-        device: "cpu", "cuda", ...; None takes a GPU where there is one.
-        runtime: "torch" or None.
+        device: "cpu", "cuda", ...; None: the CPU with onnx, with torch a GPU where there is one.
+        runtime: "onnx" or "torch"; None takes onnx for a compiled model on the CPU.
 
     Raises:
         ModelError: no such model, broken weights, an unknown runtime or device.
-        MissingExtraError: torch is not installed.
+        MissingExtraError: torch is needed and not installed.
     """
-    if runtime not in (None, "torch"):
-        raise ModelError(f"there is no runtime {runtime!r}; choose torch")
+    if runtime not in (None, "onnx", "torch"):
+        raise ModelError(f"there is no runtime {runtime!r}; choose onnx or torch")
     folder = find_model(name)
     processor = MediSeeProcessor.from_pretrained(folder)
-    with needs_extra("running a model", "torch"):
-        from .model.inference import TorchRuntime
-    return Model(name, folder, processor, TorchRuntime.load(folder, processor, device))
+    chosen = runtime or ("onnx" if compiled(folder) and device in (None, "cpu") else "torch")
+    if chosen == "torch":
+        with needs_extra("running this model", "torch"):
+            from .model.inference import TorchRuntime
+        return Model(name, folder, processor, TorchRuntime.load(folder, processor, device))
+    if device not in (None, "cpu"):
+        raise ModelError(f"runtime onnx runs on the CPU only; for {device} choose runtime torch")
+    from .runtime import OnnxRuntime
+
+    return Model(name, folder, processor, OnnxRuntime.load(folder, processor))
+
+
+class Runtime(Protocol):
+    """What runs a model: the three phases, in arrays.
+
+    What `encode` gives is the runtime's own affair, but for `embedding`, (1, C, E, E), which tells
+    whether an image is familiar.
+    """
+
+    def encode(self, image: SegmenterInput, mllm_pixels: Any = None) -> Any:
+        """Phase 1: once per image."""
+
+    def perceive(self, image: Any, questions: list[list[int]], accept: float) -> list[RawAnswer]:
+        """Phase 2: decisions, masks and boxes of all questions (token ids) in one batch."""
+
+    def explain(self, raw: RawAnswer, opening: int | None) -> Iterator[int]:
+        """Phase 3: token ids of the explanation."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +92,7 @@ class Model:
     name: str
     folder: Path
     processor: MediSeeProcessor
-    runtime: TorchRuntime
+    runtime: Runtime
 
     @property
     def info(self) -> dict[str, Any]:

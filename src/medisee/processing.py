@@ -177,6 +177,9 @@ class ProcessorConfig:
 
 
 MORE = " Also"
+TOKENS_PER_TARGET = 96
+"""An explanation's longest sentence."""
+
 REFUSAL_OPENINGS = {
     RefusalReason.NOT_IN_VIEW: "Nothing",
     RefusalReason.WRONG_MODALITY: "This",

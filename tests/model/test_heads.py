@@ -16,6 +16,7 @@ from medisee.model.heads import (
     CandidateRouter,
     GroundedBoxDecoder,
     MaskPromptProjector,
+    heat_extent,
 )
 
 
@@ -101,6 +102,27 @@ def test_boxes_of_a_padded_image_are_relative_to_its_content(grounded):
     content = torch.tensor([[1.0, 0.5], [0.25, 1.0]])
     scale = torch.cat([content, content], dim=1)
     torch.testing.assert_close(grounded(h_det, embedding, content) * scale, square)
+
+
+def test_the_extent_of_a_heat_is_that_of_an_even_box():
+    """A box of equally hot cells has its own centre and sides, up to the cells' own width."""
+    heat = torch.full((2, 20, 20), -30.0)
+    heat[0, 4:8, 2:12] = 30  # rows, columns
+    heat[1, 19, 0] = 30
+    extent = heat_extent(heat)
+    expected = [7 / 20, 6 / 20, (10**2 - 1) ** 0.5 / 20, (4**2 - 1) ** 0.5 / 20]
+    assert extent[0].tolist() == pytest.approx(expected, abs=1e-4)
+    assert extent[1].tolist() == pytest.approx([0.025, 0.975, 0.001, 0.001], abs=1e-3)
+
+
+def test_where_the_heat_lies_goes_into_the_box(grounded):
+    h_det, embedding = torch.randn(2, 32), torch.randn(2, 32, 16, 16)
+    square, heat = grounded.look(h_det, embedding)
+    assert heat.shape == (2, 4, 4)
+    grounded.heat.weight.data.neg_()
+    other, cold = grounded.look(h_det, embedding)
+    assert not torch.allclose(heat, cold)
+    assert not torch.allclose(square, other, atol=1e-3)
 
 
 def test_reset_gives_the_centred_box_of_half_the_side():

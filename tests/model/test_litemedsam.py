@@ -19,9 +19,9 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from medisee.hub import SHIPPED
-from medisee.model.packing import FILE, load_packed
 from medisee.model.segmenter import Prompts, Segmenter, restore_masks
 from medisee.model.tinyvit import TinyViT
+from medisee.packing import FILE, load_packed
 from medisee.processing import resize_area, segmenter_input
 from medisee.training.nano import litemedsam_config, litemedsam_state
 
@@ -92,9 +92,15 @@ def test_the_shipped_encoder_is_litemedsams(golden, name, display):
     if not (SHIPPED["nano"] / FILE).is_file():
         pytest.skip("nano's weights are not in this installation")
     start = "segmenter.vision_encoder."
-    state = {n: v for n, v in load_packed(SHIPPED["nano"]).items() if n.startswith(start)}
+    state = load_packed(SHIPPED["nano"])
     encoder = TinyViT(litemedsam_config().tinyvit_config).eval()
-    encoder.load_state_dict({n.removeprefix(start): v for n, v in state.items()})
+    encoder.load_state_dict(
+        {
+            n.removeprefix(start): torch.from_numpy(v)
+            for n, v in state.items()
+            if n.startswith(start)
+        }
+    )
     embedding = encoder(torch.from_numpy(segmenter_input(display, 256).pixels)[None])
     expected = golden[f"official.{name}.embedding_slice"]
     torch.testing.assert_close(embedding[0, ::32, 3::8, 5::8], expected, rtol=0, atol=5e-3)

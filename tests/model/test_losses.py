@@ -17,6 +17,7 @@ from medisee.model.losses import (
     PAPER_WEIGHTS,
     box_losses,
     generalized_box_iou,
+    heat_loss,
     mask_losses,
     similarity_losses,
     text_loss,
@@ -62,6 +63,30 @@ def plain_giou(a, b):
     hull = (max(a[2], b[2]) - min(a[0], b[0])) * (max(a[3], b[3]) - min(a[1], b[1]))
     union = area - overlap
     return overlap / union - (hull - union) / hull
+
+
+def test_heat_loss_by_plain_arithmetic():
+    random = np.random.default_rng(3)
+    heat = random.normal(size=(2, 3, 3)).astype(np.float32)
+    shares = random.uniform(size=(2, 3, 3)).astype(np.float32)
+    chance = 1 / (1 + np.exp(-heat))
+    losses = []
+    for p, s in zip(chance, shares, strict=True):
+        covered = -(s * (s * np.log(p) + (1 - s) * np.log(1 - p))).sum() / s.sum()
+        empty = -((1 - s) * (s * np.log(p) + (1 - s) * np.log(1 - p))).sum() / (1 - s).sum()
+        losses.append((covered + empty) / 2 + 1 - 2 * (p * s).sum() / (p.sum() + s.sum()))
+    found = heat_loss(torch.tensor(heat), torch.tensor(shares))
+    assert float(found) == pytest.approx(np.mean(losses), rel=1e-4)
+
+
+def test_heat_loss_is_least_where_the_target_is():
+    shares = torch.zeros(1, 4, 4)
+    shares[0, 1, 2] = 1
+    right, wrong = torch.full((1, 4, 4), -20.0), torch.full((1, 4, 4), -20.0)
+    right[0, 1, 2], wrong[0, 2, 1] = 20, 20
+    assert float(heat_loss(right, shares)) < 1e-3
+    assert float(heat_loss(wrong, shares)) > 5
+    assert torch.isfinite(heat_loss(right, torch.zeros(1, 4, 4)))
 
 
 def test_box_losses():

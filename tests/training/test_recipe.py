@@ -73,7 +73,7 @@ def test_a_recipe_that_cannot_be_opened(tmp_path, name):
 
 
 TERMS = {
-    "localise": {"l1", "giou"},
+    "localise": {"l1", "giou", "heat"},
     "masks": {"bce", "dice"},
     "language": {"text", "decision", "state", "category"},
     "align": set(),

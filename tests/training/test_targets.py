@@ -13,6 +13,7 @@ from medisee.boxes import mask_to_box
 from medisee.data.sa_med2d import Index
 from medisee.training.features import FeatureCache
 from medisee.training.targets import (
+    COARSE,
     POOLED,
     Targets,
     crop_boxes,
@@ -148,8 +149,15 @@ def test_features_lie_over_their_masks(targets):
             mask = targets.mask(target.image, ["liver"]).view(16, 4, 16, 4).float().mean((1, 3))
             features = targets.features(target.image)[0]
             assert features[mask == 1].min() > features[mask == 0].max()
-    assert targets.pooled.shape == (3, 2, POOLED, POOLED)
-    torch.testing.assert_close(targets.pooled[1].float(), targets.features(1))
+    assert targets.pooled.shape == (3, 1, 2, POOLED, POOLED)
+    torch.testing.assert_close(targets.pooled[1, 0].float(), targets.features(1))
+
+
+def test_coarse_shares_are_those_of_the_mask(targets):
+    assert targets.coarse.shape == (5, COARSE, COARSE)
+    for target, share in zip(targets.targets, targets.coarse, strict=True):
+        mask = targets.mask(target.image, [targets.labels[target.label]]).float()
+        assert (share.float() - mask).abs().mean() < 0.01
 
 
 def test_frequent_categories_share_as_their_square_root(targets):

@@ -9,11 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from medisee.boxes import box_iou, cxcywh_to_xyxy
+from medisee.categories import Categories
 from medisee.training.tasks import (
+    category_scores,
     category_states,
     dice,
     jitter,
-    nearest_category,
     paired_iou,
     scene_loss,
     state_losses,
@@ -46,7 +47,22 @@ def test_category_states_share_a_part_and_have_one_of_their_own(states):
 def test_the_nearest_category_is_found_through_noise(states):
     emitted = states[[3, 17, 17, 0]]
     noisy = emitted + torch.randn(emitted.shape, generator=torch.Generator().manual_seed(0))
-    assert nearest_category(noisy, states).tolist() == [3, 17, 17, 0]
+    assert category_scores(noisy, states).argmax(dim=1).tolist() == [3, 17, 17, 0]
+    named = Categories(LABELS, states.numpy()).nearest(noisy.numpy())
+    assert named == [LABELS[k] for k in (3, 17, 17, 0)]
+
+
+def test_a_categorys_state_follows_from_its_name_alone(states):
+    fewer = category_states(LABELS[5:9], 2, 64, seed=7)
+    assert torch.equal(fewer, states[5:9])
+
+
+def test_categories_that_a_model_knows_keep_their_states(states):
+    known = Categories(LABELS[:3], torch.randn(3, 2, 64).numpy())
+    both = category_states(["new", *LABELS[1:3]], 2, 64, 7, known)
+    assert np.array_equal(both[1:], known.states[1:])
+    own = both[0] - torch.from_numpy(known.common[0])
+    assert own.std() == pytest.approx(1, rel=0.2)
 
 
 def test_state_losses_are_least_at_the_right_category(states):

@@ -19,12 +19,12 @@ from medisee.training.recipe import Recipe
 COMMON = {"batch": 2, "warmup": 1, "validate_every": 100}
 HEADS = {"box_decoder": 1e-3, "fusion.router_det": 1e-3}
 MASKS = {"segmenter.mask_decoder": 1e-3, "projector": 1e-3, "fusion.router_seg": 1e-3}
-WORDS = {"text": 1.0, "decision": 1.0, "state": 1.0, "category": 1.0}
+WORDS = {"text": 1.0, "decision": 1.0, "state": 1.0, "category": 1.0, "another": 1.0}
 STAGES = {
-    "localise": {"rates": HEADS, "weights": {"l1": 1.0, "giou": 1.0}, "augment": 0.5},
+    "localise": {"rates": HEADS, "weights": {"l1": 1.0, "giou": 1.0, "heat": 1.0}, "augment": 0.5},
     "masks": {"rates": MASKS, "weights": {"bce": 1.0, "dice": 1.0}, "augment": 0.5},
     "language": {"rates": {"mllm": 1e-3}, "weights": WORDS, "questions": 3, "explain": 0.5},
-    "align": {"rates": {"projector": 1.0, "box_decoder": 1.0}, "weights": {}, "questions": 3},
+    "align": {"questions": 3},
     "joint": {
         "rates": {"mllm": 1e-4, **HEADS, **MASKS},
         "weights": {**WORDS, "l1": 1.0, "giou": 1.0, "bce": 1.0, "dice": 1.0},
@@ -97,7 +97,7 @@ def test_all_stages_make_a_model_that_answers(recipe, data, tmp_path):
         row = measured(tmp_path, task)
         assert row["step"] == 2
         assert all(value == value for value in row.values())  # no NaN
-        assert {f"loss_{name}" for name in STAGES[task]["weights"]} <= row.keys()
+        assert {f"loss_{name}" for name in STAGES[task].get("weights", {})} <= row.keys()
         assert any(key.startswith("val_") for key in row)
         # The first steps move the weights by about the learning rate.
         assert trained(tmp_path / "run", task)
@@ -155,6 +155,40 @@ def test_answers_are_supervised_whole_or_up_to_the_first_word_after_the_groups(r
             labels = batch["labels"][row].tolist()
             assert labels[len(asked) : length] == answer
             assert set(labels[: len(asked)] + labels[length:]) <= {-100}
+
+
+def test_the_word_after_each_group_is_a_loss_of_its_own(recipe):
+    from medisee.training.tasks import Language
+
+    [stage] = recipe(["language"]).stages
+    context = training.prepare(recipe(["language"]))
+    task, processor = Language(context, stage), context.processor
+    kinds = {record.kind: record for record in context.train_records if not record.history}
+    chosen = [(0, kinds[kind]) for kind in ("absent", "several", "implicit")]
+    labels = task._batch([0], chosen, explain=True)["labels"]
+    supervised = labels[:, 1:][labels[:, 1:] != -100]
+    words = [supervised[place].item() for place in task._after_groups(labels, chosen)]
+    several = kinds["several"]
+    more = [processor.more[0]] * (len(several.targets) - 1)
+    after = [processor.encode_text(f" {kinds[k].answer}")[0] for k in ("several", "implicit")]
+    assert words == [*more, *after]
+
+
+def test_boxes_that_ignore_the_image_are_not_trained_on_crops(recipe, start, tmp_path):
+    plan = recipe(["localise"])
+    context = training.prepare(plan)
+    context.model.config.box_decoder = "mlp"
+    with pytest.raises(DataError, match="augment: 0"):
+        loop.run_stage(context, plan, plan.stages[0], tmp_path / "localise")
+
+
+def test_views_are_encoded_and_trained_on(recipe):
+    plan = recipe(["masks"])
+    context = training.prepare(plan.model_copy(update={"views": 2}))
+    data = context.train
+    assert data.pooled.shape[:2] == (len(data.images), 2)
+    assert not torch.equal(data.features(0, 0), data.features(0, 1))
+    assert context.val.pooled.shape[1] == 1
 
 
 def test_heads_are_aligned_once(recipe, tmp_path, monkeypatch):

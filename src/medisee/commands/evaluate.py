@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from medisee.commands.asking import check_folder
-from medisee.commands.options import DeviceOption, JsonOption, ModelOption
+from medisee.commands.options import DeviceOption, JsonOption, ModelOption, RuntimeOption
 from medisee.commands.screen import output, print_json, print_text, spinner
 
 __all__ = ["evaluate"]
@@ -34,6 +34,7 @@ def evaluate(
     ] = True,
     model: ModelOption = "nano",
     device: DeviceOption = None,
+    runtime: RuntimeOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Score a model on labelled images: Dice, IoU, boxes, names, refusals.
@@ -48,7 +49,7 @@ def evaluate(
 
     check_folder(out)
     with spinner(f"Loading {model} ..."):
-        loaded = load(model, device=device)
+        loaded = load(model, device, runtime)
     report = evaluation.evaluate(
         loaded, data, split, questions=questions, out=out, limit=limit or None, explain=explain
     )

@@ -17,6 +17,7 @@ __all__ = [
     "OutOption",
     "Plane",
     "PlaneOption",
+    "RuntimeOption",
     "SliceOption",
     "WindowOption",
 ]
@@ -45,6 +46,10 @@ ModelOption = Annotated[
 ]
 DeviceOption = Annotated[
     str | None, typer.Option(help="Where to compute: cpu, cuda, cuda:1, mps. Default: the best.")
+]
+RuntimeOption = Annotated[
+    str | None,
+    typer.Option(help="onnx or torch. Default: onnx for a compiled model on the CPU."),
 ]
 JsonOption = Annotated[
     bool, typer.Option("--json", help="Print JSON for machines, and nothing else, to stdout.")

@@ -12,15 +12,18 @@ from pathlib import Path
 
 from medisee.data.sa_med2d import Index
 from medisee.evaluation.pairs import Pair, make_pairs
+from medisee.evaluation.parity import Parity, compare
 from medisee.evaluation.predictions import Model, Session, predict, read_predictions
 from medisee.evaluation.report import Report, Row, score
 
 __all__ = [
     "Model",
     "Pair",
+    "Parity",
     "Report",
     "Row",
     "Session",
+    "compare",
     "evaluate",
     "make_pairs",
     "predict",

@@ -92,8 +92,9 @@ class GroundedBoxDecoder(nn.Module):
     """Beyond the paper: h_det says what, attention over the segmenter's embedding finds where.
 
     The embedding is pooled to a grid; a 3 x 3 convolution and one self-attention layer give it
-    context; h_det, as a query, attends to it through a few cross-attention layers; then the same
-    MLP, whose box lies in the padded square that it sees and is then related to the content.
+    context; h_det, as a query, attends to it through a few cross-attention layers and colours a
+    heat map of the grid. The query, corrected by where the heat lies, goes into the same MLP,
+    whose box lies in the padded square and is then related to the content.
     """
 
     def __init__(self, config: MediSeeConfig) -> None:
@@ -121,6 +122,8 @@ class GroundedBoxDecoder(nn.Module):
             for _ in range(config.grounding_layers)
         )
         self.norm = nn.LayerNorm(width)
+        self.heat = nn.Linear(width, width)
+        self.extent = nn.Linear(4, width)
         self.mlp = BoxMLP(width, config.box_hidden)
 
     def forward(self, h_det: Tensor, embedding: Tensor, content: Tensor) -> Tensor:
@@ -131,12 +134,24 @@ class GroundedBoxDecoder(nn.Module):
             embedding: (Q, C, E, E), or pooled to the grid already.
             content: (Q, 2) width and height of the image as a fraction of the padded square.
         """
+        square, _ = self.look(h_det, embedding)
+        return square / torch.cat([content, content], dim=1)
+
+    def look(self, h_det: Tensor, embedding: Tensor) -> tuple[Tensor, Tensor]:
+        """Box (Q, 4), cxcywh in the padded square, and heat (Q, grid, grid), logits.
+
+        The heat is trained to be the share of each cell that the target covers: hundreds of
+        answers a sample where a box gives four.
+        """
         memory = self.encoder(self._grid(embedding))
         query = self.query(h_det)[:, None]
         for layer in self.layers:
             query = layer(query, memory)
-        square = self.mlp(self.norm(query[:, 0]))
-        return square / torch.cat([content, content], dim=1)
+        query = self.norm(query[:, 0])
+        heat = torch.einsum("qd,qnd->qn", self.heat(query), memory) / query.shape[-1] ** 0.5
+        heat = heat.view(len(heat), self.grid, self.grid)
+        extent = torch.logit(heat_extent(heat), eps=0.01).to(query.dtype)
+        return self.mlp(query + self.extent(extent)), heat
 
     def _grid(self, embedding: Tensor) -> Tensor:
         """(Q, grid^2, width) tokens of the pooled embedding, with positions."""
@@ -144,6 +159,17 @@ class GroundedBoxDecoder(nn.Module):
         pixels = self.pixels(pooled)
         pixels = pixels + F.gelu(self.context(pixels))
         return pixels.flatten(2).transpose(1, 2) + self.positions
+
+
+def heat_extent(heat: Tensor) -> Tensor:
+    """Heat logits (Q, g, g) -> (Q, 4), cxcywh of the even box with its mean and deviation."""
+    weights = heat.float().sigmoid()
+    weights = weights / weights.sum(dim=(1, 2), keepdim=True).clamp(min=1e-6)
+    places = (torch.arange(heat.shape[-1], device=heat.device) + 0.5) / heat.shape[-1]
+    along = torch.stack([weights.sum(dim=1), weights.sum(dim=2)], dim=1)  # (Q, 2: x and y, g)
+    centre = along @ places
+    variance = (along * (places - centre[..., None]) ** 2).sum(dim=2)
+    return torch.cat([centre, (12 * variance).clamp(min=1e-6).sqrt()], dim=1)
 
 
 class MaskPromptProjector(nn.Module):

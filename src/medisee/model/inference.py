@@ -9,14 +9,11 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 
+from ..categories import Categories, speaking_categories
 from ..errors import ModelError
-from ..processing import MediSeeProcessor, RawAnswer, SegmenterInput
-from .categories import Categories
+from ..processing import TOKENS_PER_TARGET, MediSeeProcessor, RawAnswer, SegmenterInput
 from .modeling import EncodedImage, Located, MediSeeModel, Perceived
 from .tinyvit import TinyViT, fold_batch_norms
-
-TOKENS_PER_TARGET = 96
-"""An explanation's longest sentence."""
 
 
 class TorchRuntime:
@@ -45,12 +42,11 @@ class TorchRuntime:
             ModelError: weights that do not fit the configuration, or a device that is not there.
         """
         place = _device(device)
-        categories = Categories.load(folder)
-        if processor.phrases is not None:
-            named = [None] if categories is None else categories.names
-            if set(named) - processor.phrases.answers.keys():
-                raise ModelError(f"{folder} has categories for which its phrases.json has no words")
-        return cls(load_weights(folder).to(place), processor, categories)
+        return cls(
+            load_weights(folder).to(place),
+            processor,
+            speaking_categories(folder, processor.phrases),
+        )
 
     def encode(
         self,
@@ -97,7 +93,7 @@ class TorchRuntime:
         }
         labels: list[str] = []
         if self.categories is not None and perceived.states is not None:
-            labels = self.categories.nearest(perceived.states)
+            labels = self.categories.nearest(perceived.states.float().cpu().numpy())
         decision = perceived.decision.cpu().numpy()
         return RawAnswer(
             decision, presence=perceived.presence, handle=perceived, labels=labels, **arrays

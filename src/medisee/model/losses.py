@@ -92,6 +92,26 @@ def similarity_losses(similarity: Tensor, reference: Tensor) -> dict[str, Tensor
     }
 
 
+def heat_loss(heat: Tensor, shares: Tensor) -> Tensor:
+    """Heat logits and covered shares (T, g, g): balanced cross-entropy plus soft Dice.
+
+    Most cells are empty, so that the covered ones together weigh as much as the empty ones.
+    """
+    heat = heat.float()
+    entropy = F.binary_cross_entropy_with_logits(heat, shares, reduction="none")
+    weights = shares / _mass(shares) + (1 - shares) / _mass(1 - shares)
+    balanced = (entropy * weights).sum(dim=(1, 2)) / 2
+    chance = heat.sigmoid()
+    overlap = 2 * (chance * shares).sum(dim=(1, 2))
+    dice = 1 - overlap / (chance.sum(dim=(1, 2)) + shares.sum(dim=(1, 2))).clamp(min=1e-6)
+    return (balanced + dice).mean()
+
+
+def _mass(shares: Tensor) -> Tensor:
+    """(T, 1, 1) sum over the grid, at least half a cell."""
+    return shares.sum(dim=(1, 2), keepdim=True).clamp(min=0.5)
+
+
 def weighted_sum(terms: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
     """The total of the named terms.
 

@@ -25,7 +25,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
-from . import packing
+from .. import packing
 from .configuration import MediSeeConfig
 from .heads import AdaptiveFusion, BoxDecoder, GroundedBoxDecoder, MaskPromptProjector
 from .mllm import KeysValues, Prefix, TextStream, build_mllm
@@ -148,7 +148,9 @@ class MediSeeModel(PreTrainedModel):
         if (Path(folder) / packing.FILE).is_file():
             config = kwargs.pop("config", None) or MediSeeConfig.from_pretrained(folder)
             model = cls(config)
-            missing, unexpected = model.load_state_dict(packing.load_packed(Path(folder)), False)
+            arrays = packing.load_packed(Path(folder))
+            state = {name: torch.from_numpy(array) for name, array in arrays.items()}
+            missing, unexpected = model.load_state_dict(state, False)
             _check_fit(set(missing) - set(model.all_tied_weights_keys), unexpected)
             model.tie_weights()
             return model.eval()
@@ -156,6 +158,13 @@ class MediSeeModel(PreTrainedModel):
         model, info = super().from_pretrained(folder, output_loading_info=True, **kwargs)
         _check_fit(info["missing_keys"], info["unexpected_keys"])
         return model
+
+    def save_packed(self, folder: Path) -> None:
+        """Writes configuration and small weights (see `packing`), which `from_pretrained` reads."""
+        self.config.save_pretrained(folder)
+        tied = set(self.all_tied_weights_keys)
+        state = {n: v.cpu().numpy() for n, v in self.state_dict().items() if n not in tied}
+        packing.save_packed(state, folder)
 
     @property
     def text(self) -> TextStream:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 
+from ..categories import Categories
 from ..data.sa_med2d import Index
-from ..engine import compose_records
+from ..engine import DEFAULT_MIX, compose_records
 from ..entities import load_entities
 from ..errors import DataError
 from ..hub import cache_folder, find_model
-from ..model.categories import Categories
 from ..model.inference import load_weights
 from ..processing import MediSeeProcessor
 from ..structures import QARecord
@@ -54,7 +55,7 @@ def train(recipe: Recipe | str | Path) -> Path:
         context.val.index,
         context.val_records,
         context.val.cache,
-        Categories(context.train.labels, context.states),
+        Categories(context.train.labels, context.states.numpy()),
         final,
     )
     return final
@@ -73,27 +74,39 @@ def prepare(recipe: Recipe) -> Context:
     size = processor.config.segmenter_size
     encoder = model.segmenter.vision_encoder
     cache = FeatureCache(_cache_folder(recipe), fingerprint(encoder), size)
-    files = [index.root / r.image for s in ("train", "val") for r in index.records(s)]
-    encode_images(cache, files, encoder)
-    train_split, val_split = (Targets(index, s, labels, cache, size) for s in ("train", "val"))
+    views = {"train": recipe.views, "val": 1}
+    shown = [
+        (index.root / record.image, view)
+        for split, count in views.items()
+        for view in range(count)
+        for record in index.records(split)
+    ]
+    encode_images(cache, shown, encoder)
+    train_split, val_split = (
+        Targets(index, split, labels, cache, size, count) for split, count in views.items()
+    )
     return Context(
         model=model,
         processor=processor,
         train=train_split,
         val=val_split,
         states=category_states(
-            labels, model.config.num_candidates, model.config.hidden_size, recipe.states_seed
+            labels,
+            model.config.num_candidates,
+            model.config.hidden_size,
+            recipe.states_seed,
+            Categories.load(start),
         ),
-        train_records=_questions(train_split, recipe.records, recipe.seed),
-        val_records=_questions(val_split, VAL_RECORDS, recipe.seed),
+        train_records=_questions(train_split, recipe.records, recipe.seed, recipe.mix),
+        val_records=_questions(val_split, VAL_RECORDS, recipe.seed, DEFAULT_MIX),
         seed=recipe.seed,
     )
 
 
-def _questions(data: Targets, count: int, seed: int) -> list[QARecord]:
+def _questions(data: Targets, count: int, seed: int, mix: Mapping[str, float]) -> list[QARecord]:
     """Composed questions about the images and categories that are trained."""
     known = set(data.labels)
-    records = compose_records(data.index, load_entities(), data.split, count, seed)
+    records = compose_records(data.index, load_entities(), data.split, count, seed, mix)
     return [
         record
         for record in records

@@ -19,9 +19,13 @@ from .loop import MetricsLog, load_checkpoint, save_checkpoint, trainable
 from .recipe import Recipe, Stage
 from .tasks import Context, Language
 
+ALIGNED = ("projector", "box_decoder")
+"""Parameters that this stage writes, and so what its checkpoint holds."""
+
 
 def run_align(context: Context, recipe: Recipe, stage: Stage, folder: Path) -> None:
     """Collects `stage.steps` batches of emitted states and corrects the heads, once."""
+    stage = stage.model_copy(update={"rates": dict.fromkeys(ALIGNED, 1.0)})
     trainable(context.model, stage)
     if load_checkpoint(context.model, None, folder):
         return

@@ -1,8 +1,8 @@
 """Frozen encoders run once per image: features cached on disk.
 
-One fp16 file per view of an image, keyed by the encoder's weights, the image's file name and the
-view: an image that changes under its old name is not encoded anew. Files appear by renaming, so
-that several processes fill one cache and a kill loses at most one image.
+One fp16 file per view of an image, keyed by the encoder's weights, the image file's content, the
+view and the preprocessing: whatever changes is encoded anew. Files appear by renaming, so that
+several processes fill one cache and a kill loses at most one image.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -19,57 +20,58 @@ from torch import nn
 
 from ..processing import SegmenterInput, segmenter_input
 
+PREPROCESSING = 2
+"""To be raised whenever a view, or `segmenter_input`, gives other pixels than before."""
+
 
 @dataclass(frozen=True)
 class View:
     """A deterministic rendering of an image: number 0 is the image as it is, others are augmented.
 
-    Intensity (gamma, inversion, noise, blur) varies so that what was learned on one modality or
-    scanner carries over; the frame (crop or border) varies so that position is not learned by
-    heart. Never mirrored: left and right are the patient's.
+    Only intensities vary (tone curve, inversion, shading, colour, noise, blur), strongly enough
+    that what was learned on one modality or scanner carries over to another; every pixel stays
+    where it is, so boxes, masks and questions hold for all views of an image.
     """
 
     number: int
     seed: str
 
-    def _random(self) -> np.random.Generator:
-        digest = hashlib.sha256(f"{self.seed}/{self.number}".encode()).digest()
-        return np.random.default_rng(int.from_bytes(digest[:8], "little"))
-
-    def frame(self, height: int, width: int) -> tuple[int, int, int, int]:
-        """(left, top, right, bottom) of the view in the image; may reach beyond its border."""
-        if self.number == 0:
-            return 0, 0, width, height
-        random = self._random()
-        scale = random.uniform(0.72, 1.15)
-        box_width, box_height = scale * width, scale * height * random.uniform(0.9, 1.1)
-        left = random.uniform(min(0, width - box_width), max(0, width - box_width))
-        top = random.uniform(min(0, height - box_height), max(0, height - box_height))
-        return round(left), round(top), round(left + box_width), round(top + box_height)
-
     def image(self, display: np.ndarray) -> np.ndarray:
         """(H, W, 3) uint8 -> the view's pixels, uint8."""
         if self.number == 0:
             return display
-        framed = Image.fromarray(display).crop(self.frame(*display.shape[:2]))
-        random = np.random.default_rng(self._random().integers(2**32))
+        random = self._random()
+        image = Image.fromarray(display)
         if random.random() < 0.25:
-            framed = framed.filter(ImageFilter.GaussianBlur(random.uniform(0.4, 1.2)))
-        values = np.asarray(framed, np.float32) / 255
-        values = values ** np.exp(random.uniform(-0.5, 0.5))
+            image = image.filter(ImageFilter.GaussianBlur(random.uniform(0.4, 1.2)))
+        values = np.asarray(image, np.float32) / 255
         grey = np.ptp(values, axis=-1).max() < 0.02
-        if grey and random.random() < 0.12:
-            values = 1 - values
+        values = _tone(values, random, free=grey and random.random() < 0.4)
         if not grey:
             values = values * random.uniform(0.85, 1.15, 3)
-        values = values + random.normal(0, random.uniform(0, 0.03), values.shape)
-        return (values.clip(0, 1) * 255).astype(np.uint8)
+        values = values * _shading(values.shape[:2], random)[..., None]
+        noise = random.normal(0, random.uniform(0, 0.04), values.shape[:2])[..., None]
+        return ((values + noise).clip(0, 1) * 255).astype(np.uint8)
 
-    def mask(self, mask: np.ndarray) -> np.ndarray:
-        """(H, W) bool -> the same crop of it."""
-        if self.number == 0:
-            return mask
-        return np.asarray(Image.fromarray(mask).crop(self.frame(*mask.shape)))
+    def _random(self) -> np.random.Generator:
+        digest = hashlib.sha256(f"{self.seed}/{self.number}".encode()).digest()
+        return np.random.default_rng(int.from_bytes(digest[:8], "little"))
+
+
+def _tone(values: np.ndarray, random: np.random.Generator, free: bool) -> np.ndarray:
+    """A random tone curve: a gamma, or a free one that may turn bright tissue dark and back."""
+    if not free:
+        return values ** np.exp(random.uniform(-0.6, 0.6))
+    knots = random.uniform(0, 1, 5)
+    knots[0] = random.choice([0.0, 0.0, 1.0])  # the background mostly stays black
+    return np.interp(values, np.linspace(0, 1, 5), knots).astype(np.float32)
+
+
+def _shading(shape: tuple[int, int], random: np.random.Generator) -> np.ndarray:
+    """(H, W) smooth gain within about a fifth, as of an MR coil or a light."""
+    coarse = random.uniform(0.8, 1.2, (3, 3)).astype(np.float32)
+    size = (shape[1], shape[0])
+    return np.asarray(Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC))
 
 
 def fingerprint(module: nn.Module) -> str:
@@ -82,15 +84,15 @@ def fingerprint(module: nn.Module) -> str:
 
 
 class FeatureCache:
-    """Image embeddings on disk. `encoder` is needed only for what is not there yet."""
+    """Image embeddings on disk. `encode` is needed only for what is not there yet."""
 
     def __init__(self, folder: Path, encoder_id: str, size: int = 256) -> None:
-        self.folder = Path(folder) / encoder_id
+        self.folder = Path(folder) / f"{encoder_id}-{PREPROCESSING}"
         self.folder.mkdir(parents=True, exist_ok=True)
         self.size = size
 
     def path(self, image_file: Path, view: int) -> Path:
-        return self.folder / f"{image_file.stem}.{view}.npy"
+        return self.folder / f"{_content(image_file)}.{view}.npy"
 
     def load(self, image_file: Path, view: int) -> np.ndarray:
         """(C, E, E) fp16, memory-mapped."""
@@ -98,7 +100,7 @@ class FeatureCache:
 
     def input(self, image_file: Path, view: int) -> SegmenterInput:
         display = np.asarray(Image.open(image_file).convert("RGB"))
-        return segmenter_input(View(view, image_file.stem).image(display), self.size)
+        return segmenter_input(View(view, _content(image_file)).image(display), self.size)
 
     @torch.inference_mode()
     def fill(self, image_file: Path, view: int, encode: nn.Module) -> None:
@@ -112,3 +114,13 @@ class FeatureCache:
         with part.open("wb") as file:
             np.save(file, embedding)
         part.rename(target)
+
+
+def _content(image_file: Path) -> str:
+    """Digest of a file's bytes, read again only when the file was written again."""
+    return _digest(image_file, image_file.stat().st_mtime_ns)
+
+
+@cache
+def _digest(image_file: Path, changed: int) -> str:
+    return hashlib.sha256(image_file.read_bytes()).hexdigest()[:24]

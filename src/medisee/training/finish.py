@@ -16,13 +16,12 @@ from rich.console import Console
 from rich.progress import track
 
 from ..calibration import Calibration, fit_isotonic, refusal_threshold
+from ..categories import Categories
 from ..data.sa_med2d import Index
 from ..entities import load_entities
 from ..familiarity import Familiarity, fit_familiarity, summary
 from ..model import MediSeeModel
-from ..model.categories import Categories
 from ..model.inference import TorchRuntime
-from ..model.packing import save_packed
 from ..processing import MediSeeProcessor, Phrasebook, raw_scores
 from ..structures import QARecord
 from .features import FeatureCache
@@ -45,11 +44,9 @@ def finish(
         categories: the states that the model was trained to emit.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    model.config.save_pretrained(folder)
     MediSeeProcessor(processor.config, processor.tokenizer, phrasebook()).save_pretrained(folder)
     categories.save(folder)
-    state = {n: v for n, v in model.state_dict().items() if n != "mllm.lm_head.weight"}
-    save_packed(state, folder)
+    model.save_packed(folder)
     packed = MediSeeModel.from_pretrained(folder)  # what is measured is what will be used
     calibrate(packed, processor, index, records, cache).save(folder / "calibration.json")
     familiar(index, cache).save(folder)

@@ -28,7 +28,7 @@ LINE_EVERY = 25
 def run_stage(context: Context, recipe: Recipe, stage: Stage, folder: Path) -> None:
     """Runs one stage to its end, from its last checkpoint where there is one."""
     groups = trainable(context.model, stage)
-    optimizer = torch.optim.AdamW(groups, weight_decay=stage.weight_decay)
+    optimizer = torch.optim.AdamW(groups, weight_decay=stage.weight_decay, fused=True)
     task: Task = TASKS[stage.task](context, stage)
     log = MetricsLog(folder / "metrics.jsonl")
     start = load_checkpoint(context.model, optimizer, folder)

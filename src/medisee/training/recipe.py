@@ -8,6 +8,7 @@ from typing import Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from ..engine import DEFAULT_MIX
 from ..errors import DataError
 
 
@@ -39,8 +40,8 @@ class Stage(_Strict):
     steps: int = Field(gt=0)
     batch: int = Field(gt=0)
     questions: int = Field(8, gt=0)
-    rates: dict[str, float]
-    weights: dict[str, float]
+    rates: dict[str, float] = Field(default_factory=dict)
+    weights: dict[str, float] = Field(default_factory=dict)
     warmup: int = 100
     augment: float = 0.0
     explain: float = 1.0
@@ -58,6 +59,8 @@ class Recipe(_Strict):
         init: folder of the model to start from, or "nano" for the shipped one.
         out: folder for checkpoints, logs and the trained model.
         cache: folder for the frozen encoder's features; the platform's cache folder by default.
+        views: renderings of each training image: itself, and views - 1 with other intensities.
+        mix: share of each kind of question; the offline writer's own by default.
         records: questions composed per split by the offline writer.
         states_seed: seed of the fixed category states.
         threads: CPU threads.
@@ -71,6 +74,8 @@ class Recipe(_Strict):
     cache: str | None = None
     seed: int = 0
     states_seed: int = 7
+    views: int = Field(1, gt=0)
+    mix: dict[str, float] = Field(default_factory=lambda: dict(DEFAULT_MIX))
     records: int = 60_000
     threads: int = Field(2, gt=0)
     precision: Literal["fp32", "bf16"] = "bf16"

@@ -21,6 +21,8 @@ from ..processing import fit_longest_side
 from .features import FeatureCache
 
 POOLED = 16
+COARSE = 64
+WHOLE = (0.0, 0.0, 1.0, 1.0)
 
 
 @dataclass(frozen=True)
@@ -35,25 +37,36 @@ class Target:
 class Targets:
     """Images, labels and features of one split.
 
+    `pooled` holds (images, views, C, 16, 16) features, `coarse` (targets, 64, 64) mask shares.
+
     Args:
         labels: every label that the run knows, in a fixed order.
         size: side S of the segmenter's input.
+        views: cached renderings of each image, see `features.View`.
     """
 
     def __init__(
-        self, index: Index, split: str, labels: list[str], cache: FeatureCache, size: int
+        self,
+        index: Index,
+        split: str,
+        labels: list[str],
+        cache: FeatureCache,
+        size: int,
+        views: int = 1,
     ) -> None:
         self.index, self.split, self.cache, self.size = index, split, cache, size
-        self.labels = labels
+        self.labels, self.views = labels, views
         self.images = [r for r in index.records(split) if set(r.labels) & set(labels)]
         self.row = {record.image: i for i, record in enumerate(self.images)}
         self.content = torch.zeros(len(self.images), 2)
         self.originals: list[tuple[int, int]] = []
         self.targets: list[Target] = []
+        self.shares: list[Tensor] = []
         number = {label: i for i, label in enumerate(labels)}
         for row, record in enumerate(self.images):
             self._add(row, record, number)
-        self.pooled = torch.stack([self._pooled(record) for record in self.images])
+        self.coarse = torch.stack(self.shares)
+        self.pooled = self._all_pooled()
 
     def _add(self, row: int, record: ImageRecord, number: dict[str, int]) -> None:
         with Image.open(self.index.root / record.image) as image:
@@ -64,24 +77,32 @@ class Targets:
         for label in record.labels:
             if label not in number:
                 continue
-            box = mask_to_box(self.index.load_mask(record, label))
+            mask = self.index.load_mask(record, label)
+            box = mask_to_box(mask)
             if box is not None:
                 x1, y1, x2, y2 = np.array(box) / [width, height, width, height]
                 cx, cy = (x1 + x2) / 2 * w / self.size, (y1 + y2) / 2 * h / self.size
                 size = ((x2 - x1) * w / self.size, (y2 - y1) * h / self.size)
                 self.targets.append(Target(row, number[label], (cx, cy, *size)))
+                self.shares.append(_coarse(mask, (h, w), self.size))
 
     def path(self, row: int) -> Path:
         return self.index.root / self.images[row].image
 
-    def features(self, row: int) -> Tensor:
+    def features(self, row: int, view: int = 0) -> Tensor:
         """(C, E, E) float32 embedding."""
-        return torch.from_numpy(self.cache.load(self.path(row), 0).astype(np.float32))
+        return torch.from_numpy(self.cache.load(self.path(row), view).astype(np.float32))
 
-    def _pooled(self, record: ImageRecord) -> Tensor:
-        array = self.cache.load(self.index.root / record.image, 0)
-        full = torch.from_numpy(np.array(array)).float()
-        return F.adaptive_avg_pool2d(full, POOLED).half()
+    def _all_pooled(self) -> Tensor:
+        channels = self.features(0).shape[0] if self.images else 0
+        # Written in place: small results kept between large passing ones would hold their memory.
+        pooled = torch.empty(
+            len(self.images), self.views, channels, POOLED, POOLED, dtype=torch.half
+        )
+        for row in range(len(self.images)):
+            for view in range(self.views):
+                pooled[row, view] = F.adaptive_avg_pool2d(self.features(row, view), POOLED)
+        return pooled
 
     def mask(self, row: int, labels: list[str]) -> Tensor:
         """(S, S) bool: union of the labels' masks on the square."""
@@ -101,12 +122,21 @@ class Targets:
         return weights / weights.sum()
 
 
+def _coarse(mask: np.ndarray, shape: tuple[int, int], size: int) -> Tensor:
+    """Share of each of COARSE x COARSE cells of the square that the mask covers, fp16."""
+    square = np.zeros((size, size), np.uint8)
+    resized = Image.fromarray(mask.astype(np.uint8) * 255).resize(shape[::-1])
+    square[: shape[0], : shape[1]] = np.asarray(resized)
+    shares = F.adaptive_avg_pool2d(torch.from_numpy(square)[None, None].float(), COARSE)
+    return (shares[0, 0] / 255).half()
+
+
 def random_windows(count: int, share: float, random: np.random.Generator) -> Tensor:
     """(count, 4) x, y, width, height of the part of the square that is shown.
 
     A `share` of them is cropped, shifted and stretched; the others are the whole square.
     """
-    windows = torch.tensor([[0.0, 0.0, 1.0, 1.0]]).repeat(count, 1)
+    windows = torch.tensor([WHOLE]).repeat(count, 1)
     for row in np.flatnonzero(random.random(count) < share):
         size = random.uniform(0.65, 1.1) * random.uniform(0.92, 1.08, 2)
         room = 1 - size

@@ -8,6 +8,7 @@ together (measured in docs/experiments.md: the language model is a slow way to l
 
 from __future__ import annotations
 
+import hashlib
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -18,15 +19,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..categories import Categories
+from ..errors import DataError
 from ..model import MediSeeModel, MediSeeOutput
-from ..model.categories import category_scores, nearest_category
-from ..model.losses import box_losses, mask_losses, text_loss, to_corners
+from ..model.heads import GroundedBoxDecoder
+from ..model.losses import box_losses, heat_loss, mask_losses, text_loss, to_corners
 from ..model.modeling import pad_right
 from ..processing import MediSeeProcessor
 from ..structures import QARecord
 from .recipe import Stage
 from .targets import (
+    COARSE,
     POOLED,
+    WHOLE,
     Target,
     Targets,
     crop_boxes,
@@ -41,11 +46,33 @@ SHORT = 110
 """Longest question, in characters, of a batch without explanations."""
 
 
-def category_states(labels: Sequence[str], candidates: int, width: int, seed: int) -> Tensor:
-    """(labels, n, d) fixed states: a common part and a part of each category's own, RMS 1 each."""
-    generator = torch.Generator().manual_seed(seed)
-    common = torch.randn(1, candidates, width, generator=generator)
-    return common + torch.randn(len(labels), candidates, width, generator=generator)
+def category_states(
+    labels: Sequence[str], candidates: int, width: int, seed: int, known: Categories | None = None
+) -> Tensor:
+    """(labels, n, d) fixed states: a common part and a part of each category's own, RMS 1 each.
+
+    A category's own part follows from its name, whatever else is trained; `known` ones keep the
+    states that the model learned before.
+    """
+    before: dict[str, Tensor] = {}
+    common = _normal(f"{seed}", candidates, width)
+    if known is not None:
+        before = dict(zip(known.names, torch.from_numpy(known.states), strict=True))
+        common = torch.from_numpy(known.common[0])
+    return torch.stack(
+        [
+            before[label]
+            if label in before
+            else common + _normal(f"{seed}/{label}", candidates, width)
+            for label in labels
+        ]
+    )
+
+
+def _normal(name: str, *shape: int) -> Tensor:
+    """Standard normal numbers that follow from a name."""
+    seed = int.from_bytes(hashlib.sha256(name.encode()).digest()[:7], "little")
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 @dataclass
@@ -78,62 +105,92 @@ class HeadTask:
     def __init__(self, context: Context, stage: Stage) -> None:
         self.context, self.stage = context, stage
         self.weights = context.train.sampling_weights()
+        if stage.augment and context.model.config.box_decoder == "mlp":
+            raise DataError(
+                f"stage {stage.name}: the mlp box decoder does not see the image, so its targets "
+                "cannot be cropped; set augment: 0"
+            )
 
-    def _draw(self, step: int) -> tuple[list[Target], Tensor, np.random.Generator]:
+    def _draw(self, step: int) -> tuple[_Drawn, np.random.Generator]:
         random = np.random.default_rng([self.context.seed, step, len(self.stage.name)])
         data = self.context.train
         rows = random.choice(len(data.targets), self.stage.batch, p=self.weights)
         targets = [data.targets[row] for row in rows]
         boxes = torch.tensor([target.box for target in targets])
         windows = random_windows(len(targets), self.stage.augment, random)
-        hidden = visible_share(boxes, windows) < 0.6
-        windows[hidden] = torch.tensor([0.0, 0.0, 1.0, 1.0])
-        return targets, windows, random
+        windows[visible_share(boxes, windows) < 0.6] = torch.tensor(WHOLE)
+        # A crop is an image of its own that fills its square.
+        whole = (windows == torch.tensor(WHOLE)).all(dim=1, keepdim=True)
+        content = torch.where(whole, data.content[[t.image for t in targets]], 1.0)
+        truth = crop_boxes(boxes, windows) / torch.cat([content, content], dim=1)
+        views = random.integers(data.views, size=len(targets)).tolist()
+        maps = [data.features(t.image, view) for t, view in zip(targets, views, strict=True)]
+        return _Drawn(targets, torch.from_numpy(rows), windows, content, truth, maps), random
 
     def _states(self, targets: Sequence[Target]) -> Tensor:
         return self.context.states[[target.label for target in targets]]
+
+
+@dataclass(frozen=True)
+class _Drawn:
+    """Targets of a step: rows in the split, windows, content (T, 2), boxes (T, 4), embeddings."""
+
+    targets: list[Target]
+    rows: Tensor
+    windows: Tensor
+    content: Tensor
+    truth: Tensor
+    maps: list[Tensor]
 
 
 class Localise(HeadTask):
     """The box decoder and its router learn where each category is."""
 
     def losses(self, step: int, progress: float) -> Losses:
-        targets, windows, _ = self._draw(step)
-        maps = torch.stack([self.context.train.features(t.image) for t in targets])
-        pooled = F.avg_pool2d(crop_maps(maps, windows, 2 * POOLED), 2)
-        truth = crop_boxes(torch.tensor([t.box for t in targets]), windows)
-        _, h_det = self.context.model.fusion(self._states(targets))
-        square = torch.ones(len(targets), 2)
-        return box_losses(self.context.model.box_decoder(h_det, pooled, square), truth)
+        drawn, _ = self._draw(step)
+        pooled = F.avg_pool2d(crop_maps(torch.stack(drawn.maps), drawn.windows, 2 * POOLED), 2)
+        _, h_det = self.context.model.fusion(self._states(drawn.targets))
+        decoder = self.context.model.box_decoder
+        if not isinstance(decoder, GroundedBoxDecoder):
+            return box_losses(decoder(h_det, pooled, drawn.content), drawn.truth)
+        square, heat = decoder.look(h_det, pooled)
+        boxes = square / torch.cat([drawn.content, drawn.content], dim=1)
+        shares = self.context.train.coarse[drawn.rows][:, None].float()
+        shares = F.adaptive_avg_pool2d(crop_maps(shares, drawn.windows, COARSE), heat.shape[-1])
+        return {**box_losses(boxes, drawn.truth), "heat": heat_loss(heat, shares[:, 0])}
 
     def validate(self) -> dict[str, float]:
+        """Over all targets; `by_category` is the mean of the categories' means."""
         boxes, truth = predicted_boxes(self.context, self.context.val)
         overlap = paired_iou(boxes, truth)
-        return {"box_iou": float(overlap.mean()), "acc": float((overlap > 0.5).float().mean())}
+        return {
+            "box_iou": float(overlap.mean()),
+            "box_iou_by_category": by_category(overlap, self.context.val.targets),
+            "acc": float((overlap > 0.5).float().mean()),
+        }
 
 
 class Masks(HeadTask):
     """The mask decoder and the projector, prompted by true and, more and more, predicted boxes."""
 
     def losses(self, step: int, progress: float) -> Losses:
-        targets, windows, random = self._draw(step)
-        data, model = self.context.train, self.context.model
-        maps = torch.stack([data.features(t.image) for t in targets])
+        drawn, random = self._draw(step)
+        data, model, targets = self.context.train, self.context.model, drawn.targets
+        maps = torch.stack(drawn.maps)
         masks = torch.stack([data.mask(t.image, [data.labels[t.label]]) for t in targets])
-        truth = crop_boxes(torch.tensor([t.box for t in targets]), windows)
-        embedding = crop_maps(maps, windows, maps.shape[-1])
-        masks = crop_maps(masks[:, None].float(), windows, data.size)[:, 0] > 0.5
-        states, square = self._states(targets), torch.ones(len(targets), 2)
+        embedding = crop_maps(maps, drawn.windows, maps.shape[-1])
+        masks = crop_maps(masks[:, None].float(), drawn.windows, data.size)[:, 0] > 0.5
+        states = self._states(targets)
         with torch.no_grad():
             _, h_det = model.fusion(states)
-            predicted = model.box_decoder(h_det, embedding, square)
+            predicted = model.box_decoder(h_det, embedding, drawn.content)
         start, end = self.stage.true_boxes
         share = start + (end - start) * progress
-        given = jitter(truth, random)
+        given = jitter(drawn.truth, random)
         use_true = torch.from_numpy(random.random(len(targets)) < share)[:, None]
         prompts = torch.where(use_true, given, predicted)
         located = model.locate(
-            states, embedding, states[:, :1], square, prompt_boxes=prompts.float()
+            states, embedding, states[:, :1], drawn.content, prompt_boxes=prompts.float()
         )
         return mask_losses(located.mask_logits, masks)
 
@@ -147,9 +204,10 @@ class Masks(HeadTask):
             target = data.targets[row]
             embedding = data.features(target.image)[None]
             states = self._states([target])
-            content = torch.ones(1, 2)
+            content = data.content[[target.image]]
+            true_box = torch.tensor([target.box]) / torch.cat([content, content], dim=1)
             truth = data.mask(target.image, [data.labels[target.label]])
-            for name, box in (("dice", None), ("dice_true_box", torch.tensor([target.box]))):
+            for name, box in (("dice", None), ("dice_true_box", true_box)):
                 located = model.locate(states, embedding, states[:, :1], content, prompt_boxes=box)
                 for logits in located.mask_logits if located.mask_logits is not None else ():
                     scores[name].append(dice(logits > 0, truth))
@@ -175,19 +233,25 @@ class Language:
     def losses(self, step: int, progress: float) -> Losses:
         random = np.random.default_rng([self.context.seed, step, 11])
         images, chosen, explain = self._draw(random)
-        return self._losses(self.context.train, images, chosen, explain, progress, random)
+        views = self._views(len(images), random)
+        return self._losses(self.context.train, images, views, chosen, explain, progress, random)
 
     def emitted(self, step: int) -> tuple[Tensor, Tensor]:
         """Candidate states (T, n, d) that the MLLM emits on a training batch, and the labels."""
-        images, chosen, _ = self._draw(np.random.default_rng([self.context.seed, step, 12]))
+        random = np.random.default_rng([self.context.seed, step, 12])
+        images, chosen, _ = self._draw(random)
+        data = self.context.train
         batch = self._batch(images, chosen, explain=False)
         output = self.context.model(
             **batch,
-            content=torch.ones(len(images), 2),
-            segmenter_embedding=self.context.train.pooled[images].float(),
+            content=data.content[images],
+            segmenter_embedding=data.pooled[images, self._views(len(images), random)].float(),
             locate=False,
         )
-        return output.states, self._truth(self.context.train, images, chosen).labels
+        return output.states, self._truth(data, images, chosen).labels
+
+    def _views(self, count: int, random: np.random.Generator) -> list[int]:
+        return random.integers(self.context.train.views, size=count).tolist()
 
     def _draw(
         self, random: np.random.Generator
@@ -217,6 +281,7 @@ class Language:
         self,
         data: Targets,
         images: list[int],
+        views: list[int],
         chosen: list[tuple[int, QARecord]],
         explain: bool,
         progress: float,
@@ -226,9 +291,9 @@ class Language:
         batch = self._batch(images, chosen, explain)
         truth = self._truth(data, images, chosen)
         embedding = (
-            torch.stack([data.features(i) for i in images])
+            torch.stack([data.features(i, view) for i, view in zip(images, views, strict=True)])
             if joint
-            else data.pooled[images].float()
+            else data.pooled[images, views].float()
         )
         prompts = None
         if joint and len(truth.boxes):
@@ -237,7 +302,7 @@ class Language:
             prompts = jitter(truth.boxes, random) if random.random() < share else None
         output = self.context.model(
             **batch,
-            content=torch.ones(len(images), 2),
+            content=data.content[images],
             segmenter_embedding=embedding,
             prompt_boxes=prompts,
             locate="l1" in self.stage.weights or joint,
@@ -246,6 +311,9 @@ class Language:
         targets = batch["labels"][:, 1:][batch["labels"][:, 1:] != -100]
         losses = {"text": text_loss(output.logits, targets)}
         losses["decision"] = text_loss(*self._first(batch["labels"], output.logits, targets))
+        if "another" in self.stage.weights and len(truth.labels):
+            places = self._after_groups(batch["labels"], chosen)
+            losses["another"] = text_loss(output.logits[places], targets[places])
         if "scene" in self.stage.weights:
             present = [[self.number[x] for x in data.images[i].labels] for i in images]
             losses["scene"] = scene_loss(output.image_states, present, self.context.states)
@@ -254,7 +322,7 @@ class Language:
             if "l1" in self.stage.weights:
                 losses |= box_losses(output.located.boxes, truth.boxes)
         if joint and len(truth.boxes):
-            masks = torch.stack([data.mask(i, [label]) for i, label in truth.places])
+            masks = torch.stack([data.mask(row, [label]) for row, label in truth.places])
             losses |= mask_losses(output.located.mask_logits, masks)
         return losses
 
@@ -295,12 +363,11 @@ class Language:
         for place, record in chosen:
             row = images[place]
             height, width = data.originals[row]
-            scale = torch.cat([data.content[row], data.content[row]])
             for target in record.targets:
                 x1, y1, x2, y2 = target.box
                 box = torch.tensor([(x1 + x2) / 2 / width, (y1 + y2) / 2 / height,
                                     (x2 - x1) / width, (y2 - y1) / height])  # fmt: skip
-                boxes.append(box * scale)
+                boxes.append(box)
                 labels.append(self.number[target.label])
                 places.append((row, target.label))
         stacked = torch.stack(boxes) if boxes else torch.zeros(0, 4)
@@ -313,6 +380,24 @@ class Language:
         starts = counts.cumsum(0) - counts
         return logits[starts], targets[starts]
 
+    def _after_groups(self, labels: Tensor, chosen: list[tuple[int, QARecord]]) -> Tensor:
+        """Places, among the supervised tokens, of the word after each group: "and another" or not.
+
+        One word in ten, it would drown among the others; yet it decides how many targets there are.
+        """
+        processor = self.context.processor
+        counts = (labels[:, 1:] != -100).sum(dim=1)
+        starts = (counts.cumsum(0) - counts).tolist()
+        first, step = len(processor.group), len(processor.more)
+        return torch.tensor(
+            [
+                start + first + step * number
+                for start, (_, record) in zip(starts, chosen, strict=True)
+                for number in range(len(record.targets))
+            ],
+            dtype=torch.long,
+        )
+
     @torch.inference_mode()
     def validate(self) -> dict[str, float]:
         """On reserved wordings: category by nearest state, decision, boxes from own states."""
@@ -322,8 +407,8 @@ class Language:
             truth = self._truth(self.context.val, images, chosen)
             output = self.context.model(
                 **batch,
-                content=torch.ones(len(images), 2),
-                segmenter_embedding=self.context.val.pooled[images].float(),
+                content=self.context.val.content[images],
+                segmenter_embedding=self.context.val.pooled[images, 0].float(),
                 decode=False,
             )
             self._score(sums, batch, chosen, truth, output)
@@ -352,14 +437,22 @@ class Language:
         decided = openings[logits[:, openings].argmax(dim=1)]
         for (_, record), right in zip(chosen, decided == wanted, strict=True):
             sums["refused" if record.kind == "absent" else "answered"].append(float(right))
+        places = self._after_groups(batch["labels"], chosen)
+        sums["counted"] += self._more_told_right(output.logits, targets, places)
         if output.located is None or output.target_question is None:
             return
-        found = nearest_category(output.states, self.context.states)
+        found = category_scores(output.states, self.context.states).argmax(dim=1)
         overlap = paired_iou(output.located.boxes, truth.boxes)
         for place, question in enumerate(output.target_question.tolist()):
             kind = chosen[question][1].kind
             sums[f"named_{kind}"].append(float(found[place] == truth.labels[place]))
             sums[f"iou_{kind}"].append(float(overlap[place]))
+
+    def _more_told_right(self, logits: Tensor, targets: Tensor, places: Tensor) -> list[float]:
+        """After each group: whether "and another" was told right, 1 or 0."""
+        more = self.context.processor.more[0]
+        told = logits[places].softmax(dim=1)[:, more] >= 0.5
+        return (told == (targets[places] == more)).float().tolist()
 
 
 @dataclass(frozen=True)
@@ -381,6 +474,13 @@ def state_losses(states: Tensor, labels: Tensor, categories: Tensor) -> Losses:
         "state": F.mse_loss(states.float(), wanted),
         "category": F.cross_entropy(scores, labels),
     }
+
+
+def category_scores(states: Tensor, categories: Tensor) -> Tensor:
+    """(T, k) cosine between states (T, n, d) and each category's (k, n, d), common part removed."""
+    common = categories.mean(dim=0, keepdim=True)
+    emitted = F.normalize((states.float() - common).flatten(1), dim=1)
+    return emitted @ F.normalize((categories - common).flatten(1), dim=1).T
 
 
 def scene_loss(image_states: Tensor, present: list[list[int]], categories: Tensor) -> Tensor:
@@ -410,9 +510,19 @@ def predicted_boxes(context: Context, data: Targets, chunk: int = 128) -> tuple[
     for start in range(0, len(data.targets), chunk):
         part = data.targets[start : start + chunk]
         _, h_det = context.model.fusion(context.states[[t.label for t in part]])
-        pooled = data.pooled[[t.image for t in part]].float()
-        found.append(context.model.box_decoder(h_det, pooled, torch.ones(len(part), 2)))
+        images = [t.image for t in part]
+        content = data.content[images]
+        boxes = context.model.box_decoder(h_det, data.pooled[images, 0].float(), content)
+        found.append(boxes * torch.cat([content, content], dim=1))
     return torch.cat(found), torch.tensor([t.box for t in data.targets])
+
+
+def by_category(values: Tensor, targets: Sequence[Target]) -> float:
+    """Mean over categories of the mean of each one's values: the rare count as the common."""
+    grouped: dict[int, list[float]] = defaultdict(list)
+    for value, target in zip(values.tolist(), targets, strict=True):
+        grouped[target.label].append(value)
+    return float(np.mean([np.mean(group) for group in grouped.values()]))
 
 
 def paired_iou(first: Tensor, second: Tensor) -> Tensor:
