@@ -15,7 +15,7 @@ from medisee.errors import InputError
 
 @pytest.mark.parametrize("command", cli.COMMANDS)
 def test_every_command_has_help_with_an_explanation(run, command):
-    done = run(command, "--help")
+    done = run(*command.split(), "--help")
     assert done.code == 0
     module, function = cli.COMMANDS[command].split(":")
     first_line = getattr(import_module(module), function).__doc__.splitlines()[0]
@@ -25,7 +25,12 @@ def test_every_command_has_help_with_an_explanation(run, command):
 def test_help_lists_every_command(run):
     done = run("--help")
     assert done.code == 0
-    assert all(f" {command} " in done.out for command in cli.COMMANDS)
+    assert all(f" {command.split()[0]} " in done.out for command in cli.COMMANDS)
+    for group in cli.GROUPS:
+        shown = run(group, "--help").out
+        within = [name.split()[1] for name in cli.COMMANDS if name.startswith(f"{group} ")]
+        assert within
+        assert all(f" {name} " in shown for name in within)
 
 
 def test_no_argument_shows_help(run):

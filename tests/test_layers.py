@@ -59,7 +59,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     ),
     "evaluation": above("hub predictor data engine calibration parallel evaluation.metrics"),
     "serve": FRONT,
-    "commands": FRONT | {"runtime.compile"},
+    "commands": FRONT | {"runtime.compile", "data.importers"},
     "cli": BASE | {"commands"},
 }
 HEAVY = {"torch", "transformers", "peft", "accelerate", "onnx", "torchvision"}

@@ -32,8 +32,14 @@ COMMANDS = {
     "train": "medisee.commands.train:train",
     "evaluate": "medisee.commands.evaluate:evaluate",
     "compile": "medisee.commands.compile:compile_model",
+    "data import": "medisee.commands.data_import:import_data",
+    "data build": "medisee.commands.data_build:build_data",
+    "data stats": "medisee.commands.data_build:data_stats",
 }
 """Command -> "module:function"; the function's signature and docstring are the command's."""
+
+GROUPS = {"data": "Data sets: bring labelled images in, build questions, tell what is there."}
+"""First words that several commands share, and what unites them."""
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
@@ -68,10 +74,22 @@ def _build(arguments: list[str]) -> typer.Typer:
     )
     app.callback()(_top)
     named = next((word for word in arguments if not word.startswith("-")), "")
-    for name in [named] if named in COMMANDS else COMMANDS:
+    chosen = [name for name in COMMANDS if name.split()[0] == named] or list(COMMANDS)
+    groups: dict[str, typer.Typer] = {}
+    for name in chosen:
+        *first, last = name.split()
+        parent = _group(app, groups, first[0]) if first else app
         module, function = COMMANDS[name].split(":")
-        app.command(name)(getattr(import_module(module), function))
+        parent.command(last)(getattr(import_module(module), function))
     return app
+
+
+def _group(app: typer.Typer, groups: dict[str, typer.Typer], name: str) -> typer.Typer:
+    """The group of commands that begin with `name`; made with its first one."""
+    if name not in groups:
+        groups[name] = typer.Typer(no_args_is_help=True, rich_markup_mode="markdown")
+        app.add_typer(groups[name], name=name, help=GROUPS[name])
+    return groups[name]
 
 
 def _show_version(wanted: bool) -> None:
