@@ -63,7 +63,7 @@ class _Plane:
         row_mm, column_mm = (float(value) for value in spacing)
         return cls(np.asarray(position, np.float64), row * column_mm, column * row_mm)
 
-    def locate(self, points: NDArray[np.float64]) -> NDArray[np.float64]:
+    def locate(self, points: NDArray[np.float64]) -> NDArray[np.floating[Any]]:
         """(n, 3) mm to (n, 3): column, row, and distance to the plane in columns."""
         normal = np.cross(self.along, self.down)
         normal *= np.linalg.norm(self.along) / np.linalg.norm(normal)

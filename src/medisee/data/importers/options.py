@@ -86,7 +86,7 @@ class ImportOptions:
         """All that decides what an import gives, as JSON types; paths do not."""
         plain = {key: value for key, value in asdict(self).items() if key != "images"}
         plain["classes"] = dict(sorted(self.classes.items()))
-        return json.loads(json.dumps(plain))  # type: ignore[no-any-return]
+        return json.loads(json.dumps(plain))
 
 
 def read_classes(path: Path) -> dict[str, str | None]:
