@@ -54,6 +54,11 @@ def test_parameters_train_at_the_rate_of_their_longest_prefix():
     assert names == {n for n, _ in model.named_parameters() if n.startswith("box_decoder")}
 
 
+def test_a_stage_that_trains_nothing_is_refused():
+    with pytest.raises(DataError, match="nothing to train"):
+        trainable(tiny_model(), STAGE.model_copy(update={"rates": {}}))
+
+
 def test_a_prefix_that_fits_nothing_is_an_error():
     stage = STAGE.model_copy(update={"rates": {"box_decoder": 1e-3, "box_decode.": 1e-3}})
     with pytest.raises(DataError, match="box_decode"):

@@ -97,6 +97,8 @@ def train_step(
 
 def trainable(model: MediSeeModel, stage: Stage) -> list[dict[str, Any]]:
     """Parameter groups by name prefix (the longest that fits); all others are frozen."""
+    if not stage.rates:
+        raise DataError(f"stage {stage.name}: rates name nothing to train")
     groups: dict[str, list[Tensor]] = {prefix: [] for prefix in stage.rates}
     for name, parameter in model.named_parameters():
         fitting = [p for p in stage.rates if name.startswith(p)]
