@@ -34,7 +34,7 @@ COMMANDS = {
     "compile": "medisee.commands.compile:compile_model",
     "data import": "medisee.commands.data_import:import_data",
     "data build": "medisee.commands.data_build:build_data",
-    "data stats": "medisee.commands.data_build:data_stats",
+    "data stats": "medisee.commands.data_stats:data_stats",
 }
 """Command -> "module:function"; the function's signature and docstring are the command's."""
 

@@ -7,7 +7,8 @@ import typer
 from engine.scenes import ABDOMEN, CT, add_image, write_index
 from typer.testing import CliRunner
 
-from medisee.commands.data_build import build_data, data_stats
+from medisee.commands.data_build import build_data
+from medisee.commands.data_stats import data_stats
 from medisee.errors import InputError
 
 
