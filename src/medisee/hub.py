@@ -12,6 +12,7 @@ one entry for each entity that the model was trained to find; `dice` (mean over 
 from __future__ import annotations
 
 import difflib
+import hashlib
 import json
 import re
 import shutil
@@ -32,6 +33,7 @@ __all__ = [
     "folder_size",
     "known_models",
     "model_info",
+    "weights_checksum",
 ]
 
 SHIPPED = {"nano": Path(__file__).parent / "nano"}
@@ -160,6 +162,16 @@ def known_models() -> list[ModelEntry]:
 def _entry(name: str, folder: Path) -> ModelEntry:
     licence = str(model_info(folder)["licence"])
     return ModelEntry(name, folder, licence, folder_size(folder), _has_weights(folder))
+
+
+def weights_checksum(folder: Path) -> str:
+    """SHA-256 over a folder's weight files, in the order of their names."""
+    digest = hashlib.sha256()
+    for path in sorted(path for pattern in _WEIGHTS for path in folder.glob(pattern)):
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()
 
 
 def model_info(folder: Path) -> dict[str, Any]:

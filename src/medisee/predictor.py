@@ -7,8 +7,9 @@ pass, before any word of an explanation is decoded.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol, overload
 
@@ -17,7 +18,7 @@ from .entities import Entity, load_entities
 from .errors import ModelError
 from .extras import needs_extra
 from .familiarity import Familiarity
-from .hub import compiled, find_model, model_info
+from .hub import compiled, find_model, model_info, weights_checksum
 from .io import read_image
 from .processing import (
     REFUSAL_OPENINGS,
@@ -33,6 +34,9 @@ __all__ = ["Model", "Session", "load"]
 
 ROUNDS = 2
 """How many earlier rounds a question is read with."""
+
+Rounds = Sequence[tuple[str, str]]
+"""Earlier rounds of a conversation: question and explanation."""
 
 UNFAMILIAR = "This image is unlike those that the model was trained on; take the answer with care."
 NO_ORIENTATION = (
@@ -99,6 +103,11 @@ class Model:
         """Licence, training sources and targets, as the model folder states them."""
         return model_info(self.folder)
 
+    @cached_property
+    def checksum(self) -> str:
+        """SHA-256 of the weights, in hexadecimal: what tells one trained model from another."""
+        return weights_checksum(self.folder)
+
     @property
     def calibration(self) -> Calibration:
         """Scores and refusals as fitted on the validation split; the identity where not fitted."""
@@ -146,13 +155,13 @@ class Session:
             InputError: an empty or too long question.
         """
         asked = [question] if isinstance(question, str) else list(question)
-        pairs = self._perceive(asked)
+        begun = self.begin(asked)
         if explain:
-            for answer, raw in pairs:
-                for _ in self._words(answer, raw):
+            for _, words in begun:
+                for _ in words:
                     pass
-        self.rounds += [(a.question, a.text) for a, _ in pairs if a.text]
-        answers = [answer for answer, _ in pairs]
+        answers = [answer for answer, _ in begun]
+        self.rounds += [(answer.question, answer.text) for answer in answers if answer.text]
         return answers[0] if isinstance(question, str) else answers
 
     def stream(self, question: str) -> Iterator[Answer | str]:
@@ -160,19 +169,40 @@ class Session:
 
         The Answer that was yielded gains its text and labels when the last piece is out.
         """
-        [(answer, raw)] = self._perceive([question])
+        [(answer, words)] = self.begin([question])
         yield answer
-        yield from self._words(answer, raw)
+        yield from words
         self.rounds.append((answer.question, answer.text))
 
-    def _perceive(self, questions: list[str]) -> list[tuple[Answer, RawAnswer]]:
-        """Phase 2 of all questions in one batch."""
+    def begin(
+        self, questions: Sequence[str], histories: Sequence[Rounds] | None = None
+    ) -> list[tuple[Answer, Iterator[str]]]:
+        """Each question's Answer with its findings, and its explanation, decoded as it is read.
+
+        For those who serve many people at once: all questions go through the model together, and
+        the caller may read the explanations in any order, or not at all. `histories` has the
+        rounds that each question is read with (the session's own where it is None); nothing is
+        added to the session's rounds.
+
+        Raises:
+            InputError: an empty or too long question.
+        """
         if not questions:
             return []
         checked = [check_question(question) for question in questions]
+        rounds = [self.rounds] * len(checked) if histories is None else histories
+        pairs = self._perceive(checked, rounds)
+        return [(answer, self._words(answer, raw)) for answer, raw in pairs]
+
+    def _perceive(
+        self, checked: list[str], histories: Sequence[Rounds]
+    ) -> list[tuple[Answer, RawAnswer]]:
+        """Phase 2 of all questions in one batch."""
         started = time.perf_counter()
-        history = self.rounds[-ROUNDS:]
-        ids = [self.model.processor.question_ids(question, history) for question in checked]
+        ids = [
+            self.model.processor.question_ids(question, history[-ROUNDS:])
+            for question, history in zip(checked, histories, strict=True)
+        ]
         threshold = self._calibration.refuse_above
         accept = 0.0 if threshold is None else 1 - threshold
         raws = self.model.runtime.perceive(self._encoded, ids, accept)

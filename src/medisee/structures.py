@@ -6,6 +6,7 @@ left and right are the patient's, lengths in mm, scores in [0, 1].
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
@@ -17,6 +18,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 if TYPE_CHECKING:
     from PIL import Image
+
+    from medisee.io.reference import SourceReference
 
 __all__ = [
     "ANSWER_SCHEMA",
@@ -94,6 +97,9 @@ class MedicalImage:
     source: file name, or what kind of object the image came from.
     affine: (4, 4) voxel to RAS+ mm of the volume that the slice was taken from, when known.
     notes: what the reader had to decide (slice, frame, window), one sentence each.
+    places: "slice" and "frame" as (index from 0, how many there are), where the file has several.
+    reference: where the pixels lie in their file, for results in the file's own terms (DICOM-SEG,
+        NIfTI); None for pictures and arrays.
     """
 
     pixels: NDArray[Any]
@@ -104,6 +110,8 @@ class MedicalImage:
     source: str
     affine: NDArray[np.float64] | None = None
     notes: tuple[str, ...] = ()
+    places: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    reference: SourceReference | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         height_width = self.pixels.shape[:2]

@@ -8,7 +8,7 @@ the middle of the image. A question that holds one of the words of `refuse` is r
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, overload
 
 import numpy as np
@@ -30,6 +30,7 @@ class FakeModel:
     """Opens images like a real model; `label` is what every finding is called."""
 
     name = "fake"
+    checksum = "0" * 64
 
     def __init__(self, label: str = "liver", refuse: Mapping[str, RefusalReason] = REFUSE) -> None:
         self.label = label
@@ -66,14 +67,15 @@ class FakeSession:
 
     def stream(self, question: str) -> Iterator[Answer | str]:
         """The answer with its findings first, then the explanation word by word."""
-        answer = self._answer(question, explain=True)
-        text, answer.text = answer.text, ""
+        [(answer, words)] = self.begin([question])
         yield answer
-        for word in text.split():
-            piece = f"{word} "
-            answer.text += piece
-            yield piece
-        answer.text = text
+        yield from words
+
+    def begin(
+        self, questions: Sequence[str], histories: Sequence[Sequence[tuple[str, str]]] | None = None
+    ) -> list[tuple[Answer, Iterator[str]]]:
+        """Each question's answer with its findings, and its explanation word by word."""
+        return [_in_pieces(self._answer(question, explain=True)) for question in questions]
 
     def _answer(self, question: str, explain: bool) -> Answer:
         question = check_question(question)
@@ -92,6 +94,20 @@ class FakeSession:
             model=self.model.name,
             seconds={"encode": 0.0, "perceive": 0.0, "explain": 0.0},
         )
+
+
+def _in_pieces(answer: Answer) -> tuple[Answer, Iterator[str]]:
+    """The answer without its text, and the words that bring it."""
+    text, answer.text = answer.text, ""
+
+    def words() -> Iterator[str]:
+        for word in text.split():
+            piece = f"{word} "
+            answer.text += piece
+            yield piece
+        answer.text = text
+
+    return answer, words()
 
 
 def _finding(image: MedicalImage, label: str | None) -> Finding:
