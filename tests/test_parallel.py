@@ -1,8 +1,11 @@
 from __future__ import annotations
 
 from operator import neg
+from threading import Event
 
-from medisee.parallel import each
+import pytest
+
+from medisee.parallel import each, in_threads
 
 
 def test_one_worker_keeps_the_order_and_draws_as_it_goes():
@@ -20,3 +23,22 @@ def test_one_worker_keeps_the_order_and_draws_as_it_goes():
 
 def test_many_workers_do_everything_once():
     assert sorted(each(neg, range(9), workers=2)) == [-n for n in range(8, -1, -1)]
+
+
+def test_threads_do_everything_once():
+    assert sorted(in_threads(neg, range(9), 3, lambda: None)) == [-n for n in range(8, -1, -1)]
+
+
+def test_an_error_in_a_thread_stops_the_others():
+    stopped, begun = Event(), []
+
+    def work(number):
+        begun.append(number)
+        if number == 1:
+            raise ValueError("no more")
+        assert stopped.wait(30)
+        return number
+
+    with pytest.raises(ValueError, match="no more"):
+        list(in_threads(work, range(100), 3, stopped.set))
+    assert stopped.is_set() and len(begun) <= 6

@@ -27,6 +27,7 @@ __all__ = ["Assembly", "assemble"]
 _FILES = {
     **{split: f"{split}.jsonl" for split in SPLITS},
     "dropped": "work/dropped.jsonl",
+    "quarantined": "work/quarantined.jsonl",
     "left_out": "work/left_out.jsonl",
 }
 
@@ -50,13 +51,14 @@ class _Totals:
     checked: Counter[str] = field(default_factory=Counter)
     mended: Counter[str] = field(default_factory=Counter)
     dropped: Counter[str] = field(default_factory=Counter)
+    quarantined: Counter[str] = field(default_factory=Counter)
     leaks: LeakCheck = field(default_factory=lambda: LeakCheck(SPLITS))
 
     def add(self, image: Mapping[str, Any]) -> None:
         """Counts an image that some record is about."""
         self.pairs += image["pairs"]
         self.built += image["built"]
-        for counter in ("checked", "mended", "dropped"):
+        for counter in ("checked", "mended", "dropped", "quarantined"):
             getattr(self, counter).update(image[counter])
         if image["used"]:
             self.images[image["split"]] += 1
@@ -104,6 +106,7 @@ def _summary(totals: _Totals, twins: int, settings: Mapping[str, Any]) -> dict[s
             }
             for rule in sorted(totals.checked)
         },
+        "quarantined": dict(sorted(totals.quarantined.items())),
         "leaks": {"patients in two splits": totals.leaks.patients(), "images in two splits": twins},
     }
 

@@ -14,7 +14,7 @@ import json
 import os
 import random
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib import resources
 from math import sqrt
@@ -24,18 +24,19 @@ from typing import Any
 import medisee
 from medisee.data.sa_med2d import ImageRecord, Index
 from medisee.engine.assemble import Assembly, assemble
-from medisee.engine.dense import write_dense
 from medisee.engine.intake import Intake, LeftOut, take_in
 from medisee.engine.review import Reviewer
 from medisee.engine.scene import Scene
-from medisee.engine.writers import VERSION
+from medisee.engine.writing import OfflineWriter, Quarantined, Writer
 from medisee.entities import load_entities
 from medisee.errors import DataError
-from medisee.parallel import each
+from medisee.parallel import each, in_threads
 
 __all__ = ["Settings", "build"]
 
 _CHUNK = 16  # images: little is lost by a kill, and few files are made
+_AGAIN = ".again"  # suffix of a part that lacks what asking another time may bring
+_NOTHING = "the writer wrote no usable question about it"
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,7 @@ def build(
     out: str | Path,
     settings: Settings | None = None,
     *,
+    writer: Writer | None = None,
     shard: tuple[int, int] = (1, 1),
     workers: int = 1,
     progress: Callable[[int, int], None] | None = None,
@@ -76,6 +78,8 @@ def build(
     """Builds the set of `data` in the folder `out`; a build that was cut off goes on.
 
     Args:
+        writer: who writes the implicit questions; the offline writer where none is given. With a
+            writer that has threads, `workers` does not count.
         shard: (i, n) makes the i-th of n shares of the parts only. The run that finds all parts
             done, on one machine or with the folders `work/parts` put together, assembles the set.
         progress: called with images done and images in all.
@@ -93,17 +97,18 @@ def build(
     parts = out / "work" / "parts"
     if (out / "train.jsonl").exists() and not parts.is_dir():
         raise DataError(f"{out} holds a train.jsonl that no build wrote; choose another folder")
-    survey = _survey(index)
+    survey, writer = _survey(index), writer or OfflineWriter()
     parts.mkdir(parents=True, exist_ok=True)
-    plan = f"{settings}|{survey.digest}|{_engine_digest()}"
-    writer = _ChunkWriter(Path(data), settings, survey.weights)
+    plan = f"{settings}|{survey.digest}|{_engine_digest()}{writer.fingerprint}"
+    chunk_writer = _ChunkWriter(Path(data), settings, survey.weights, writer)
     paths: list[Path] = []
-    chunks = _noted(_chunks(index, plan, parts), paths)
-    _write_missing(writer, chunks, shard, workers, progress, survey.images)
+    chunks = _noted(_chunks(index, plan, parts, 1 if writer.threads else _CHUNK), paths)
+    _write_missing(chunk_writer, chunks, shard, workers, progress, survey.images)
+    paths = [path if path.exists() else path.with_suffix(_AGAIN) for path in paths]
     if not all(path.exists() for path in paths):
         return None
     _tidy(out, {path.name for path in paths})
-    return assemble(index, paths, out, {**asdict(settings), "engine": VERSION})
+    return assemble(index, paths, out, {**asdict(settings), "engine": writer.version})
 
 
 def _noted(chunks: Iterable[Chunk], paths: list[Path]) -> Iterator[Chunk]:
@@ -147,13 +152,13 @@ def _left_out(error: str) -> LeftOut:
     return LeftOut("a line that is no image record", file)
 
 
-def _chunks(index: Index, plan: str, folder: Path) -> Iterator[Chunk]:
+def _chunks(index: Index, plan: str, folder: Path, size: int) -> Iterator[Chunk]:
     """The input in chunks; `plan` is all else that their content follows from."""
     held: list[ImageRecord | LeftOut] = []
     number = 0
     for entry in _entries(index):
         held.append(entry)
-        if len(held) == _CHUNK:
+        if len(held) == size:
             yield _chunk(number, held, plan, index.root, folder)
             number, held = number + 1, []
     if held:
@@ -215,13 +220,21 @@ def _write_missing(
             else:
                 yield chunk
 
-    for images in each(writer, missing(), workers):
+    threads, stop = writer.writer.threads, writer.writer.stop
+    if threads:
+        results = in_threads(writer, missing(), threads, stop)
+    else:
+        results = each(writer, missing(), workers)
+    for images in results:
         tell(images)
 
 
 def _tidy(out: Path, wanted: set[str]) -> None:
     """Removes parts of earlier inputs and what a kill left behind."""
-    stale = [path for path in (out / "work" / "parts").glob("*.part") if path.name not in wanted]
+    parts = [
+        path for path in (out / "work" / "parts").iterdir() if path.suffix in (".part", _AGAIN)
+    ]
+    stale = [path for path in parts if path.name not in wanted]
     stale += (out / "work").rglob("*.partial")
     stale += [path for name in ("*.jsonl", "card.md") for path in out.glob(f"{name}.*.partial")]
     for path in stale:
@@ -235,20 +248,25 @@ class _ChunkWriter:
     data: Path
     settings: Settings
     weights: Mapping[str, float]
+    writer: Writer
 
     def __call__(self, chunk: Chunk) -> int:
         partial = chunk.path.with_suffix(f".{os.getpid()}.partial")
+        quarantined: list[Quarantined] = []
         with partial.open("w", encoding="utf-8") as out:
             for entry in chunk.entries:
-                for tag, value in self._lines(entry):
+                for tag, value in self._lines(entry, quarantined):
                     out.write(f"{tag}\t{value}\n")
             out.flush()
             os.fsync(out.fileno())
-        partial.replace(chunk.path)
+        again = any(item.again for item in quarantined)
+        partial.replace(chunk.path.with_suffix(_AGAIN) if again else chunk.path)
         return len(chunk.entries)
 
-    def _lines(self, entry: ImageRecord | LeftOut) -> Iterator[tuple[str, str]]:
-        """Tagged lines: records by split, dropped records, what was left out, the image."""
+    def _lines(
+        self, entry: ImageRecord | LeftOut, quarantined: list[Quarantined]
+    ) -> Iterator[tuple[str, str]]:
+        """Tagged lines: records by split, what was dropped, quarantined, left out, the image."""
         if isinstance(entry, LeftOut):
             yield "left_out", _json({"image": "", **asdict(entry)})
             return
@@ -257,8 +275,17 @@ class _ChunkWriter:
         rng = random.Random(f"{self.settings.seed}|{entry.image}")
         scene = Scene(taken.image, taken.shapes, entities, self.weights, rng)
         reviewer = Reviewer(scene)
-        for record in write_dense(scene, self.settings.per_target, reviewer.accept):
-            yield taken.image.split, record.to_json()
+        asked, missing = set(), []
+        for item in self.writer.write(scene, self.settings.per_target, reviewer):
+            if isinstance(item, Quarantined):
+                missing.append(item)
+                yield "quarantined", _json({"image": entry.image, **asdict(item)})
+            else:
+                asked.update(target.label for target in item.targets if item.kind == "implicit")
+                yield taken.image.split, item.to_json()
+        quarantined += missing
+        lost = {item.label for item in missing if item.label} - asked
+        taken.left_out += [LeftOut(_NOTHING, entry.image, label, 1) for label in sorted(lost)]
         for dropped in reviewer.dropped:
             yield (
                 "dropped",
@@ -272,10 +299,16 @@ class _ChunkWriter:
             )
         for left_out in taken.left_out:
             yield "left_out", _json({"image": entry.image, **asdict(left_out)})
-        yield "image", _json(_image_line(entry, taken, reviewer))
+        yield "image", _json(_image_line(entry, taken, reviewer, len(lost), missing))
 
 
-def _image_line(entry: ImageRecord, taken: Intake, reviewer: Reviewer) -> dict[str, Any]:
+def _image_line(
+    entry: ImageRecord,
+    taken: Intake,
+    reviewer: Reviewer,
+    lost: int,
+    quarantined: Sequence[Quarantined],
+) -> dict[str, Any]:
     """What the assembly needs of an image; of the patient only a hash."""
     patient = hashlib.sha256(entry.patient.encode()).hexdigest()[:16] if entry.patient else None
     return {
@@ -283,13 +316,14 @@ def _image_line(entry: ImageRecord, taken: Intake, reviewer: Reviewer) -> dict[s
         "split": taken.image.split,
         "used": bool(taken.shapes),
         "pairs": len(entry.labels),
-        "built": len(taken.shapes),
+        "built": len(taken.shapes) - lost,
         "patient": patient,
         "likeness": taken.likeness,
         "licence": entry.licence,
         "checked": dict(reviewer.checked),
         "mended": dict(reviewer.mended),
         "dropped": dict(Counter(dropped.rule for dropped in reviewer.dropped)),
+        "quarantined": dict(Counter(f"{item.stage}: {item.reason}" for item in quarantined)),
     }
 
 
