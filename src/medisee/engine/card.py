@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 import medisee
+from medisee.data.licences import may_be_passed_on
 from medisee.engine.stats import Stats
 
 __all__ = ["write_card"]
@@ -48,15 +49,25 @@ def write_card(stats: Stats) -> str:
             [(reason, n["files"], n["pairs"]) for reason, n in sorted(stats.left_out.items())],
         ),
         "## Licences of the images\n",
-        _table(("licence", "images"), build["licences"].items()),
+        _table(("licence", "images", "may be passed on"), _licences(stats)),
         "## Categories\n",
-        _table(("category", "records"), stats.categories.most_common()),
+        _table(("category", "records", "images"), _categories(stats)),
     ]
     return "\n".join(parts)
 
 
 def _pairs(stats: Stats) -> int:
     return stats.build["pairs"]["built"] + sum(n["pairs"] for n in stats.left_out.values())
+
+
+def _licences(stats: Stats) -> Iterable[Sequence[object]]:
+    for licence, images in sorted(stats.licences.items()):
+        yield licence, images, "yes" if may_be_passed_on(licence) else "no"
+
+
+def _categories(stats: Stats) -> Iterable[Sequence[object]]:
+    for name, records in stats.categories.most_common():
+        yield name, records, stats.category_images[name]
 
 
 def _implicit(stats: Stats) -> Iterable[Sequence[object]]:
@@ -68,7 +79,7 @@ def _implicit(stats: Stats) -> Iterable[Sequence[object]]:
 def _splits(stats: Stats) -> str:
     kinds = sorted({kind for counts in stats.kinds.values() for kind in counts})
     rows = [
-        (split, stats.build["images"][split], number, *(stats.kinds[split][kind] for kind in kinds))
+        (split, stats.images[split], number, *(stats.kinds[split][kind] for kind in kinds))
         for split, number in stats.records.items()
     ]
     return _table(("split", "images", "records", *kinds), rows)
