@@ -79,7 +79,8 @@ class SegmenterConfig(PreTrainedConfig):
     """A SAM-family segmenter: its image encoder, its prompt encoder and mask decoder, its input.
 
     Args:
-        encoder: `"sam"` (ViT of transformers' SamModel) or `"tinyvit"` (LiteMedSAM).
+        encoder: `"sam"` (ViT of transformers' SamModel), `"sam-med2d"` (the same with adapters) or
+            `"tinyvit"` (LiteMedSAM).
         sam_config: sizes of the prompt encoder, the mask decoder and, for `"sam"`, the ViT.
         tinyvit_config: sizes of the TinyViT.
         normalisation: `"minmax"` (MedSAM family: each image to 0..1) or `"imagenet"` (SAM).
@@ -140,8 +141,8 @@ class MediSeeConfig(PreTrainedConfig):
         router_hidden: hidden width of the routers (1024 at full size; d / 4 else).
         box_decoder: `"mlp"` (the paper's), `"grounded"` (looks at the embedding) or `"none"`.
         box_hidden: hidden width of the box decoder.
-        mask_prompts: what prompts the mask decoder besides the text: `"text"`, `"text+box"` or
-            `"text+box+points"` (READ's points).
+        mask_prompts: what prompts the mask decoder: `"text"`, `"text+box"`, `"text+points"` (READ)
+            or `"text+box+points"`.
         detach_box: keep the mask loss from reaching the box decoder.
         compat: switches that restore what a converted checkpoint was trained with.
     """
@@ -203,7 +204,7 @@ class MediSeeConfig(PreTrainedConfig):
         choices = {
             "fusion": ("soft", "hard", "single"),
             "box_decoder": ("mlp", "grounded", "none"),
-            "mask_prompts": ("text", "text+box", "text+box+points"),
+            "mask_prompts": ("text", "text+box", "text+points", "text+box+points"),
         }
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
@@ -212,8 +213,8 @@ class MediSeeConfig(PreTrainedConfig):
                 )
         if self.num_candidates < 1:
             raise ValueError("num_candidates must be at least 1")
-        if self.box_decoder == "none" and self.mask_prompts != "text":
-            raise ValueError("without a box decoder, mask_prompts must be 'text'")
+        if self.box_decoder == "none" and "box" in self.mask_prompts:
+            raise ValueError("without a box decoder, mask_prompts must be 'text' or 'text+points'")
 
 
 def _sub_config(config: PreTrainedConfig | dict[str, Any] | None, default: str) -> PreTrainedConfig:

@@ -1,8 +1,9 @@
 """One door to every SAM-family segmenter: `encode(pixels)` and `decode(embedding, prompts)`.
 
-Prompt encoder and mask decoder are transformers' own; the image encoder is SAM's ViT or
-LiteMedSAM's TinyViT. `SamModel.forward` is not used: it swallows unknown arguments and has no
-place for a text prompt, and its embedding helpers stop the gradients.
+Prompt encoder and mask decoder are transformers' own; the image encoder is SAM's ViT (with
+SAM-Med2D's adapters, where they are) or LiteMedSAM's TinyViT. `SamModel.forward` is not used: it
+swallows unknown arguments and has no place for a text prompt, and its embedding helpers stop the
+gradients.
 
 Shape letters: B images, Q questions (targets), C prompt channels, S input side, E embedding side.
 """
@@ -22,6 +23,7 @@ from transformers.models.sam.modeling_sam import (
 )
 
 from .configuration import SegmenterConfig
+from .sam_med2d import AdaptedVisionEncoder
 from .tinyvit import TinyViT
 
 
@@ -52,11 +54,7 @@ class Segmenter(nn.Module):
         sam.vision_config._attn_implementation = "sdpa"
         self.config = config
         self.shared_image_embedding = SamPositionalEmbedding(sam.vision_config)
-        self.vision_encoder: nn.Module = (
-            TinyViT(config.tinyvit_config)
-            if config.encoder == "tinyvit"
-            else SamVisionEncoder(sam.vision_config)
-        )
+        self.vision_encoder = _vision_encoder(config)
         self.prompt_encoder = SamPromptEncoder(sam)
         self.mask_decoder = SamMaskDecoder(sam.mask_decoder_config)
 
@@ -109,6 +107,13 @@ class Segmenter(nn.Module):
         rows, columns = torch.meshgrid(steps, steps, indexing="ij")
         encoded = self.shared_image_embedding(torch.stack([columns, rows], dim=-1))
         return encoded.permute(2, 0, 1)[None]
+
+
+def _vision_encoder(config: SegmenterConfig) -> nn.Module:
+    if config.encoder == "tinyvit":
+        return TinyViT(config.tinyvit_config)
+    kind = AdaptedVisionEncoder if config.encoder == "sam-med2d" else SamVisionEncoder
+    return kind(config.sam_config.vision_config)
 
 
 def restore_masks(
