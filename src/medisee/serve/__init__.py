@@ -1,0 +1,1 @@
+"""Servers: the HTTP interface, the page, the screening page."""

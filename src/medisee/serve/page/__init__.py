@@ -1,0 +1,83 @@
+"""The page that `medisee serve` opens, and the files that the screening page shares with it.
+
+`mount(app)` puts the page on a FastAPI or Starlette app: `/` and everything below `/page`. The
+files are plain HTML, CSS and JavaScript modules; nothing is fetched from elsewhere, and the
+content security policy forbids it. The page itself holds nothing to protect: an app that asks for
+a token may serve it without one.
+"""
+
+from __future__ import annotations
+
+import io
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from medisee.errors import InputError
+from medisee.extras import needs_extra
+
+if TYPE_CHECKING:
+    from starlette.applications import Starlette
+    from starlette.requests import Request
+    from starlette.responses import Response
+
+__all__ = ["HEADERS", "mount"]
+
+FILES = Path(__file__).parent / "files"
+
+HEADERS = {
+    "Content-Security-Policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; "
+        "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    ),
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cache-Control": "no-cache",
+}
+"""Sent with every file: nothing from elsewhere, no inline script or style, no frame around it."""
+
+_THUMBNAIL = 192
+
+
+def mount(app: Starlette, index: str = "index.html") -> None:
+    """Serves the page `index` at `/`, its files below `/page`, small examples below it too.
+
+    Raises MissingExtraError where Starlette, which FastAPI brings, is not installed.
+    """
+    with needs_extra("the page", "serve"):
+        from starlette.responses import FileResponse, Response
+        from starlette.staticfiles import StaticFiles
+
+    class Files(StaticFiles):
+        def file_response(self, *args: Any, **kwargs: Any) -> Response:
+            response = super().file_response(*args, **kwargs)
+            response.headers.update(HEADERS)
+            return response
+
+    def front(request: Request) -> Response:
+        return FileResponse(FILES / index, headers=HEADERS)
+
+    def example(request: Request) -> Response:
+        try:
+            content = _thumbnail(request.path_params["name"])
+        except InputError:
+            return Response(status_code=404, headers=HEADERS)
+        return Response(content, media_type="image/png", headers=HEADERS)
+
+    app.add_route("/", front, include_in_schema=False)
+    app.add_route("/page/examples/{name}.png", example, include_in_schema=False)
+    app.mount("/page", Files(directory=FILES), name="page")
+
+
+@lru_cache(maxsize=16)
+def _thumbnail(name: str) -> bytes:
+    """A small PNG of a built-in example; InputError where there is none of this name."""
+    from PIL import Image, ImageOps
+
+    from medisee.examples import open_example
+
+    picture = Image.fromarray(open_example(name).display)
+    buffer = io.BytesIO()
+    ImageOps.fit(picture, (_THUMBNAIL, _THUMBNAIL)).save(buffer, "PNG", optimize=True)
+    return buffer.getvalue()
