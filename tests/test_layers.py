@@ -13,7 +13,7 @@ import pytest
 SOURCE = Path(__file__).resolve().parent.parent / "src" / "medisee"
 
 BASE = {"errors", "extras", "structures", "boxes", "entities"}
-WEIGHTS = {"categories", "packing"}
+WEIGHTS = {"categories", "packing", "phrases"}
 
 
 def above(rooms: str) -> set[str]:
@@ -38,28 +38,32 @@ MAY_IMPORT: dict[str, set[str]] = {
     "hub": BASE,
     "questions": {"errors"},
     "testing": BASE | {"questions"},
-    "processing": BASE,
+    "phrases": set(),
+    "processing": BASE | {"phrases"},
     "calibration": BASE,
     "familiarity": BASE,
     "parallel": BASE,
-    "categories": BASE | {"processing"},
+    "categories": BASE | {"phrases"},
     "packing": BASE,
     "model": BASE | WEIGHTS | {"processing"},
     "runtime": BASE | WEIGHTS | {"processing", "hub"},
     "runtime.compile": BASE | WEIGHTS | {"model", "runtime"},
     "data": BASE | {"processing"},
-    "data.importers": BASE | {"io"},
+    "data.importers": BASE | {"io", "data"},
+    "data.exporters": BASE | {"data", "engine"},
     "engine": BASE | {"data", "parallel"},
     "evaluation.metrics": BASE,
     "predictor": above(
         "io examples hub questions processing model runtime calibration familiarity"
     ),
     "training": above(
-        "hub processing categories model data engine calibration familiarity evaluation.metrics"
+        "hub processing phrases categories model data engine calibration familiarity evaluation.metrics"
     ),
     "evaluation": above("hub predictor data engine calibration parallel evaluation.metrics"),
+    "evaluation.systems": above("hub predictor processing model data evaluation"),
     "serve": FRONT,
-    "commands": FRONT | {"runtime.compile", "data.importers"},
+    "commands": FRONT
+    | {"runtime.compile", "data.importers", "data.exporters", "evaluation.systems"},
     "cli": BASE | {"commands"},
 }
 HEAVY = {"torch", "transformers", "peft", "accelerate", "onnx", "torchvision"}

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 from tiny import tiny_processor
 
-from medisee.processing import MediSeeProcessor, Phrasebook
+from medisee.phrases import Phrasebook, speak
+from medisee.processing import MediSeeProcessor
 
 ANSWERS = {
     "liver": ("The liver makes bile.", "The liver is large."),
@@ -64,3 +65,46 @@ def test_it_is_kept_with_the_model(processor, tmp_path):
     again = MediSeeProcessor.from_pretrained(tmp_path)
     assert again.phrases.answers == ANSWERS
     assert again.phrases.allowed(["liver"], []) == processor.phrases.allowed(["liver"], [])
+
+
+def spoken(sentences, liked, **options):
+    """What is said of given sentences, and the calls that it took: (tokens read, choices)."""
+    book = Phrasebook({"x": []}, [])
+    book.answers = {"x": sentences}
+    book.index(lambda text: [int(word) for word in text.split()])
+    calls = []
+
+    def best(unread, choices):
+        calls.append((unread, choices))
+        return next(token for token in liked if token in choices)
+
+    allowed = lambda said: book.allowed(["x"], said)  # noqa: E731
+    options = {"opening": None, "stop": 0, "most": 9} | options
+    return list(speak(best, allowed=allowed, **options)), calls
+
+
+def test_only_where_sentences_part_a_model_is_asked():
+    words, calls = spoken(["1 2 3 4 5", "1 2 6 4 5", "1 2 6 7"], liked=[6, 7, 3, 4])
+    assert words == [1, 2, 6, 7]
+    assert calls == [([1, 2], [3, 6]), ([6], [4, 7])]
+
+
+def test_one_sentence_needs_no_model():
+    assert spoken(["1 2 3"], liked=[]) == ([1, 2, 3], [])
+
+
+def test_words_stop_at_the_most_allowed():
+    assert spoken(["1 2 3"], liked=[], most=2)[0] == [1, 2]
+
+
+def test_without_sentences_every_word_is_asked_for():
+    told = iter([4, 5, 0, 6])
+    reads = []
+
+    def best(unread, choices):
+        assert choices is None
+        reads.append(unread)
+        return next(told)
+
+    assert list(speak(best, opening=3, stop=0, most=9)) == [3, 4, 5]
+    assert reads == [[3], [4], [5]]

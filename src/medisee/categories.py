@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import ModelError
-from .processing import Phrasebook
+from .phrases import Phrasebook
 
 __all__ = ["Categories", "speaking_categories"]
 

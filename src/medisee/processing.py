@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,11 +21,11 @@ from tokenizers import Tokenizer
 
 from .boxes import box_iou, cxcywh_to_xyxy, mask_to_box
 from .errors import ModelError
+from .phrases import Phrasebook
 from .structures import Finding, RefusalReason
 
 SEG_TOKEN = "[SEG]"
 Box = tuple[float, float, float, float]
-Trie = dict[int, Any]
 IMAGENET_MEAN = np.array([123.675, 116.28, 103.53], np.float32)
 IMAGENET_STD = np.array([58.395, 57.12, 57.375], np.float32)
 
@@ -196,53 +196,6 @@ def answer_opening(candidates: tuple[str, ...]) -> str:
     return f"It is {listed}."
 
 
-class Phrasebook:
-    """The sentences that a small model may say of each category, and as a refusal.
-
-    A model of nano's size knows *what* it sees better than how to write about it: left alone, it
-    garbles medical statements. `phrases.json` in a model's folder holds what was checked by hand;
-    the model chooses among it, token by token.
-    """
-
-    def __init__(self, answers: Mapping[str, Sequence[str]], refusals: Sequence[str]) -> None:
-        self.answers = {label: tuple(sentences) for label, sentences in answers.items()}
-        self.refusals = tuple(refusals)
-        self._tries: dict[str, Trie] = {}
-
-    def index(self, encode: Callable[[str], list[int]]) -> None:
-        """Encodes the sentences; an explanation follows the groups after a space."""
-        self._tries = {
-            label: _trie(encode(f" {sentence}") for sentence in sentences)
-            for label, sentences in self.answers.items()
-        }
-        self._tries[""] = _trie(encode(sentence) for sentence in self.refusals)
-
-    def allowed(self, labels: Sequence[str], said: Sequence[int]) -> list[int]:
-        """Ids that may follow `said`; none when all is said.
-
-        Args:
-            labels: category of each target, which gets one sentence each; none for a refusal.
-        """
-        plan = [self._tries[label] for label in labels or [""]]
-        node: Trie = plan[0]
-        complete = 0
-        for token in said:
-            node = node[token]
-            if not node:
-                complete += 1
-                node = plan[complete] if complete < len(plan) else {}
-        return list(node)
-
-
-def _trie(sentences: Iterable[list[int]]) -> Trie:
-    root: Trie = {}
-    for ids in sentences:
-        node = root
-        for token in ids:
-            node = node.setdefault(token, {})
-    return root
-
-
 class MediSeeProcessor:
     """Tokens, templates and image inputs of one model; `from_pretrained` / `save_pretrained`.
 
@@ -266,7 +219,8 @@ class MediSeeProcessor:
         self._split = re.compile("(" + "|".join(map(re.escape, names)) + ")")
         opening = answer_opening(config.candidates)
         self.group = self.encode_template(opening)
-        self.more = self.encode_template(opening.replace("It is", MORE, 1))
+        self._more = opening.replace("It is", MORE, 1)
+        self.more = self.encode_template(self._more.lstrip() if self._puts_space() else self._more)
         self.openings = [self.group[0]] + [
             self.encode_text(word)[0] for word in REFUSAL_OPENINGS.values()
         ]
@@ -311,18 +265,30 @@ class MediSeeProcessor:
 
     @property
     def end_id(self) -> int:
-        return self.encode_template(self.config.template.end)[0]
+        return self.encode_template(self.config.template.end)[-1]
 
     def encode_text(self, text: str) -> list[int]:
         """Ids of plain text; special tokens in it are encoded as the characters they are."""
         return self.tokenizer.encode(text, add_special_tokens=False).ids
 
-    def encode_template(self, text: str) -> list[int]:
-        """Ids of text that we wrote, in which special tokens stand by name."""
+    def encode_template(self, text: str, *typed: str) -> list[int]:
+        """Ids of text that we wrote, in which special tokens stand by name.
+
+        Each `{}` takes the next of `typed` after the cut at special tokens, and so never is one.
+        """
         ids: list[int] = []
+        values = iter(typed)
         for part in filter(None, self._split.split(text)):
-            ids += [self._special[part]] if part in self._special else self.encode_text(part)
+            if part in self._special:
+                ids.append(self._special[part])
+            else:
+                ids += self.encode_text(re.sub(r"\{\}", lambda _: next(values), part))
         return ids
+
+    def _puts_space(self) -> bool:
+        """Whether the tokenizer itself puts a space before each piece of text (Llama's)."""
+        token = self.tokenizer.id_to_token(self.encode_text("a")[0])
+        return token is not None and token.startswith("\u2581")
 
     def decode(self, ids: Sequence[int]) -> str:
         return self.tokenizer.decode(list(ids), skip_special_tokens=True).strip()
@@ -335,20 +301,18 @@ class MediSeeProcessor:
             history: earlier rounds, (question, explanation), oldest first.
         """
         template = self.config.template
-        before, after = template.question.split("{}")
         ids: list[int] = []
         for asked, answered in history:
-            ids += self.encode_template(before) + self.encode_text(asked)
-            ids += self.encode_template(after) + self.encode_text(answered)
-            ids += self.encode_template(template.end + template.next_round)
-        ids += self.encode_template(before) + self.encode_text(question)
-        return ids + self.encode_template(after)
+            ids += self.encode_template(template.question, asked)
+            ids += self.encode_template("{}" + template.end + template.next_round, answered)
+        return ids + self.encode_template(template.question, question)
 
     def answer_ids(self, explanation: str, targets: int) -> list[int]:
         """Ids of a whole answer: `targets` groups, then the explanation; none: a refusal."""
-        groups = self.group + self.more * (targets - 1) if targets else []
-        text = f" {explanation}" if targets else explanation
-        return groups + self.encode_text(text) + self.encode_template(self.config.template.end)
+        opening = answer_opening(self.config.candidates) if targets else ""
+        groups = opening + self._more * (targets - 1)
+        text = " {}" if groups and explanation else "{}"
+        return self.encode_template(groups + text + self.config.template.end, explanation)
 
     def _prefix(self) -> list[int]:
         image = self._special[self.config.image_token]

@@ -26,6 +26,7 @@ from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
 from .. import packing
+from ..phrases import speak
 from .configuration import MediSeeConfig
 from .heads import AdaptiveFusion, BoxDecoder, GroundedBoxDecoder, MaskPromptProjector
 from .mllm import KeysValues, Prefix, TextStream, build_mllm
@@ -467,19 +468,19 @@ class MediSeeModel(PreTrainedModel):
             allowed: ids that may follow those already said; none ends the explanation.
         """
         past, logits = perceived.keys_values, perceived.next_logits
-        said: list[int] = []
-        for step in range(max_tokens):
-            choices = None if allowed is None else allowed(said)
-            settled = opening if step == 0 else None
-            token = _best(logits, choices, stop) if settled is None else settled
-            if token == stop:
-                return
-            yield token
-            said.append(token)
-            ids = torch.tensor([[token]], device=self.device)
-            past_mask = ids.new_ones(1, past[0][0].shape[2])
-            states, past = self.text.continue_from(past, past_mask, ids, torch.ones_like(ids))
-            logits = self.text.logits(states[0, -1])
+
+        def best(unread: list[int], choices: list[int] | None) -> int:
+            nonlocal past, logits
+            if unread:
+                ids = torch.tensor([unread], device=self.device)
+                past_mask = ids.new_ones(1, past[0][0].shape[2])
+                states, past = self.text.continue_from(past, past_mask, ids, torch.ones_like(ids))
+                logits = self.text.logits(states[0, -1])
+            return (
+                int(logits.argmax()) if choices is None else choices[int(logits[choices].argmax())]
+            )
+
+        return speak(best, opening, stop, max_tokens, allowed)
 
 
 def _check_fit(missing: Collection[str], unexpected: Collection[str]) -> None:
@@ -491,13 +492,6 @@ def similarity_map(image_states: Tensor, h_seg: Tensor) -> Tensor:
     """s = H_img h_seg / sqrt(d): (T, N, d), (T, d) -> (T, N) (section 3.4)."""
     scores = torch.einsum("tnd,td->tn", image_states.float(), h_seg.float())
     return scores / h_seg.shape[-1] ** 0.5
-
-
-def _best(logits: Tensor, choices: list[int] | None, stop: int) -> int:
-    """The most probable id, among `choices` where there are any; an empty list is the end."""
-    if choices is None:
-        return int(logits.argmax())
-    return choices[int(logits[choices].argmax())] if choices else stop
 
 
 def pad_right(rows: list[list[int]], device: torch.device | str) -> tuple[Tensor, Tensor]:

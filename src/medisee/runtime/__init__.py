@@ -26,6 +26,7 @@ from ..categories import Categories, speaking_categories
 from ..errors import ModelError
 from ..hub import GRAPHS
 from ..packing import FILE, SCALE, dequantise
+from ..phrases import speak
 from ..processing import TOKENS_PER_TARGET, MediSeeProcessor, RawAnswer, SegmenterInput
 
 __all__ = ["OnnxRuntime", "weights_digest"]
@@ -238,25 +239,20 @@ class OnnxRuntime:
         phrases = self.processor.phrases
         allowed = None if phrases is None else partial(phrases.allowed, raw.labels)
         past, logits = raw.handle.past, raw.handle.logits
-        said: list[int] = []
-        while len(said) < TOKENS_PER_TARGET * max(len(raw.presence), 1):
-            choices = None if allowed is None else allowed(said)
-            token = opening if opening is not None and not said else self._best(logits, choices)
-            if token == self.processor.end_id:
-                return
-            yield token
-            said.append(token)
-            seen = np.ones((1, past.shape[4] + 1), bool)
-            _, past, rows = self._run(
-                self._embeddings(np.array([[token]])), past, seen, np.zeros(1, int)
-            )
-            logits = rows[0]
 
-    def _best(self, logits: Floats, choices: list[int] | None) -> int:
-        """The most probable id, among `choices` where there are any; an empty list is the end."""
-        if choices is None:
-            return int(logits.argmax())
-        return choices[int(logits[choices].argmax())] if choices else self.processor.end_id
+        def best(unread: list[int], choices: list[int] | None) -> int:
+            nonlocal past, logits
+            if unread:
+                seen = np.ones((1, past.shape[4] + len(unread)), bool)
+                last = np.array([len(unread) - 1])
+                _, past, rows = self._run(self._embeddings(np.array([unread])), past, seen, last)
+                logits = rows[0]
+            return (
+                int(logits.argmax()) if choices is None else choices[int(logits[choices].argmax())]
+            )
+
+        most = TOKENS_PER_TARGET * max(len(raw.presence), 1)
+        return speak(best, opening, self.processor.end_id, most, allowed)
 
     # ---- the language model ------------------------------------------------------------------
 

@@ -22,7 +22,8 @@ from ..entities import load_entities
 from ..familiarity import Familiarity, fit_familiarity, summary
 from ..model import MediSeeModel
 from ..model.inference import TorchRuntime
-from ..processing import MediSeeProcessor, Phrasebook, raw_scores
+from ..phrases import Phrasebook
+from ..processing import MediSeeProcessor, raw_scores
 from ..structures import QARecord
 from .features import FeatureCache
 
