@@ -59,10 +59,10 @@ def test_files_that_are_no_image(tmp_path, content, message):
 def test_paths_that_cannot_be_opened(tmp_path):
     for source, message in [
         (tmp_path / "absent.png", "No such file"),
-        (tmp_path, "is a folder"),
+        (tmp_path, "no DICOM image"),
         ("a\0b", "cannot be opened"),
         ("x" * 5000, "cannot be opened"),
-        ("", "is a folder"),
+        ("", "cannot be opened"),
     ]:
         with pytest.raises(InputError, match=message):
             read_image(source)

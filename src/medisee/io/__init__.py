@@ -6,7 +6,19 @@ Nothing here knows a model. pydicom and nibabel are imported by the readers that
 from __future__ import annotations
 
 from medisee.io.display import WINDOWS
-from medisee.io.reading import ImageSource, read_image
+from medisee.io.reading import ImageSource, holds_volume, open_volume, read_image
+from medisee.io.request import Limits
+from medisee.io.volume import MedicalVolume
 from medisee.io.writing import free_stem, write_answer
 
-__all__ = ["WINDOWS", "ImageSource", "free_stem", "read_image", "write_answer"]
+__all__ = [
+    "WINDOWS",
+    "ImageSource",
+    "Limits",
+    "MedicalVolume",
+    "free_stem",
+    "holds_volume",
+    "open_volume",
+    "read_image",
+    "write_answer",
+]

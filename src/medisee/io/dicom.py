@@ -1,7 +1,8 @@
 """One frame of a DICOM image. Only elements of the whitelist below are ever read.
 
 The whitelist holds what describes pixels and geometry; who the patient is, when and where the
-image was taken stays in the file.
+image was taken stays in the file. (The instance's UID only tells, when a result is written, that
+the file is still the one that was read.)
 """
 
 from __future__ import annotations
@@ -14,19 +15,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medisee.errors import InputError
+from medisee.io.dicom_geometry import affine_of, orientation_of, regions_of, spacing_of
 from medisee.io.display import (
-    SOFT_TISSUE,
+    CT_WINDOWS,
+    WINDOWS,
     apply_window,
     grey_to_rgb,
     render_grey,
     window_text,
 )
-from medisee.io.orientation import from_dicom_cosines
+from medisee.io.hiding import hide_outside
 from medisee.io.raster import colour_to_8_bits
+from medisee.io.reference import SourceReference
 from medisee.io.request import ReadRequest
-from medisee.structures import MedicalImage, Orientation
+from medisee.structures import MedicalImage
 
-__all__ = ["read_dicom"]
+__all__ = ["flatten_groups", "not_an_image", "read_dicom", "read_header"]
 
 MODALITIES: dict[str, str] = {
     "CT": "CT",
@@ -66,6 +70,7 @@ _NOT_IMAGES = {
 }
 
 _GROUPS = (
+    "PlanePositionSequence",
     "PixelMeasuresSequence",
     "PlaneOrientationSequence",
     "PixelValueTransformationSequence",
@@ -81,9 +86,12 @@ _PALETTE = [
 _WHITELIST = [
     "BitsAllocated",
     "BitsStored",
+    "BodyPartExamined",
+    "BurnedInAnnotation",
     "Columns",
     "HighBit",
     "ImageOrientationPatient",
+    "ImagePositionPatient",
     "ImagerPixelSpacing",
     "Modality",
     "ModalityLUTSequence",
@@ -98,13 +106,18 @@ _WHITELIST = [
     "RescaleSlope",
     "Rows",
     "SamplesPerPixel",
+    "SequenceOfUltrasoundRegions",
+    "SOPInstanceUID",
     "SharedFunctionalGroupsSequence",
+    "SliceThickness",
+    "SpacingBetweenSlices",
     "VOILUTFunction",
     "VOILUTSequence",
     "WindowCenter",
     "WindowWidth",
     *_PALETTE,
 ]
+_BURNED_IN = "the file says that text is burned into the pixels; --hide covers it"
 _DEFLATED = b"1.2.840.10008.1.2.1.99"
 _MAX_INFLATED_BYTES = 1 << 30
 
@@ -112,40 +125,72 @@ _MAX_INFLATED_BYTES = 1 << 30
 def read_dicom(stream: BinaryIO, request: ReadRequest) -> MedicalImage:
     """Read one frame; of a file with several the middle one, unless `frame` names another."""
     request.allow_only({"frame", "window"}, "a DICOM image")
-    header = _read_header(stream, request)
+    header = read_header(stream, request)
     frames = int(header.get("NumberOfFrames") or 1)
+    request.check_frames(frames)
     frame = request.pick("frame", frames, default=(frames - 1) // 2)
-    _flatten_groups(header, frame)
+    flatten_groups(header, frame)
     stored = _decode(stream, frame, header, request)
     pixels, display, rendering = _render(stored, header, request)
-    spacing, spacing_note = _spacing(header)
+    spacing, spacing_note = spacing_of(header)
     notes = (
         f"frame {frame} of {frames}, counted from 0" if frames > 1 else "",
         rendering,
         spacing_note,
+        _BURNED_IN if header.get("BurnedInAnnotation") == "YES" else "",
     )
-    return MedicalImage(
+    image = MedicalImage(
         pixels=pixels,
         display=display,
         modality=MODALITIES.get(str(header.get("Modality", ""))),
         spacing=spacing,
-        orientation=_orientation(header),
+        orientation=orientation_of(header),
         source=request.name,
+        affine=affine_of(header) if frames == 1 else None,
         notes=tuple(note for note in notes if note),
+        reference=_reference(header, frame, frames, request),
+        places={"frame": (frame, frames)},
+    )
+    return _without_annotations(image, header) if request.hide_annotations else image
+
+
+def _reference(header: Any, frame: int, frames: int, request: ReadRequest) -> SourceReference:
+    return SourceReference(
+        "dicom",
+        () if request.file is None else (request.file,),
+        (int(header.Rows), int(header.Columns), frames),
+        axis=2,
+        index=frame,
+        frames=tuple(range(frames)),
+        uids=(str(header.get("SOPInstanceUID", "")),),
     )
 
 
-def _read_header(stream: BinaryIO, request: ReadRequest) -> Any:
+def _without_annotations(image: MedicalImage, header: Any) -> MedicalImage:
+    """Keep only what the file calls an ultrasound region."""
+    inside = regions_of(header)
+    if not inside:
+        raise InputError(
+            f"{image.source}: the file does not say where it shows tissue; "
+            "name the areas to hide as X1,Y1,X2,Y2"
+        )
+    return hide_outside(image, inside)
+
+
+def not_an_image(header: Any) -> str | None:
+    """What a DICOM object is that is no image; None for images."""
+    return _NOT_IMAGES.get(str(header.get("Modality", "")))
+
+
+def read_header(stream: BinaryIO, request: ReadRequest) -> Any:
+    """The whitelisted elements without the pixels; refuses what is no image or too large."""
     import pydicom
 
     _refuse_deflated_bomb(stream, request)
     header = pydicom.dcmread(stream, stop_before_pixels=True, specific_tags=list(_WHITELIST))
     stream.seek(0)
-    modality = str(header.get("Modality", ""))
-    if modality in _NOT_IMAGES:
-        raise InputError(
-            f"{request.name}: this DICOM file is {_NOT_IMAGES[modality]}, not an image"
-        )
+    if other := not_an_image(header):
+        raise InputError(f"{request.name}: this DICOM file is {other}, not an image")
     if not (header.get("Rows") and header.get("Columns")):
         raise InputError(f"{request.name}: this DICOM file has no pixels; name one with an image")
     request.check_size(int(header.Rows), int(header.Columns))
@@ -159,13 +204,14 @@ def _refuse_deflated_bomb(stream: BinaryIO, request: ReadRequest) -> None:
     if _DEFLATED in head and len(head) >= 144:
         stream.seek(144 + struct.unpack_from("<I", head, 140)[0])
         inflater = zlib.decompressobj(-zlib.MAX_WBITS)
-        inflater.decompress(stream.read(), _MAX_INFLATED_BYTES)
+        most = min(_MAX_INFLATED_BYTES, request.limits.unpacked_bytes)
+        inflater.decompress(stream.read(), most)
         if inflater.unconsumed_tail:
-            raise InputError(f"{request.name}: unpacks to more than 1 GiB")
+            raise InputError(f"{request.name}: unpacks to more than {most >> 20} MiB")
     stream.seek(0)
 
 
-def _flatten_groups(header: Any, frame: int) -> None:
+def flatten_groups(header: Any, frame: int) -> None:
     """Put the frame's (and the shared) functional groups where single-frame files have them."""
     shared = header.get("SharedFunctionalGroupsSequence") or []
     per_frame = header.get("PerFrameFunctionalGroupsSequence") or []
@@ -192,11 +238,17 @@ def _decode(stream: BinaryIO, frame: int, header: Any, request: ReadRequest) -> 
         ) from error
     except (NotImplementedError, RuntimeError) as error:
         raise InputError(
-            f"{request.name}: cannot decode {getattr(syntax, 'name', 'its compression')}; the "
+            f"{request.name}: cannot decode {_name_of(syntax)}; the "
             "file is damaged, or needs another decoder (pip install python-gdcm)"
         ) from error
     request.check_size(*stored.shape[:2])
     return stored.astype(stored.dtype.newbyteorder("="))
+
+
+def _name_of(syntax: Any) -> str:
+    """The compression by its registered name; what else a file may state is not repeated."""
+    known = syntax is not None and syntax.name != str(syntax)
+    return str(syntax.name) if known else "its compression"
 
 
 def _render(
@@ -216,7 +268,7 @@ def _render(
         stored = apply_color_lut(stored, header)[..., :3]
     elif photometric != "RGB" and not photometric.startswith("YBR"):
         raise InputError(
-            f"{request.name}: colours of the kind '{photometric[:16]}' cannot be shown"
+            f"{request.name}: colours of this kind cannot be shown (Photometric Interpretation)"
         )
     if stored.ndim != 3 or stored.shape[2] != 3:
         raise InputError(f"{request.name}: a colour image needs three samples for each pixel")
@@ -240,11 +292,19 @@ def _grey(values: NDArray[Any], header: Any, request: ReadRequest) -> tuple[NDAr
         grey = _file_window(values, header)
         if grey is not None:
             return grey, "window of the file"
-    is_ct = header.get("Modality") == "CT"
-    if request.window is None and is_ct:
-        return apply_window(values, SOFT_TISSUE), f"soft-tissue {window_text(SOFT_TISSUE)}"
+    if request.window is None and header.get("Modality") == "CT":
+        return _ct_window(values, header)
     padding = header.get("PixelPaddingValue")
     return render_grey(values, request.window, hounsfield=False, padding=_padding(padding, header))
+
+
+def _ct_window(values: NDArray[Any], header: Any) -> tuple[NDArray[np.uint8], str]:
+    """The window for the body part that the file names, else soft tissue."""
+    part = str(header.get("BodyPartExamined") or "").upper()
+    name = CT_WINDOWS.get(part, "soft-tissue")
+    window = WINDOWS[name]
+    reason = ", for the body part that the file states" if part in CT_WINDOWS else ""
+    return apply_window(values, window), f"{name} {window_text(window)}{reason}"
 
 
 def _padding(stored: Any, header: Any) -> float | None:
@@ -278,34 +338,3 @@ def _file_window(values: NDArray[Any], header: Any) -> NDArray[np.uint8] | None:
     grey = apply_window(shown[:-2].reshape(values.shape), ((low + high) / 2, abs(high - low) or 1))
     flat = grey.min() == grey.max() and values.min() != values.max()
     return None if flat else grey
-
-
-def _spacing(header: Any) -> tuple[tuple[float, float] | None, str]:
-    """(row, column) in mm, and a note where it was measured at the detector."""
-    for keyword, note in (
-        ("PixelSpacing", ""),
-        ("ImagerPixelSpacing", "spacing at the detector: the patient's is smaller"),
-    ):
-        value = header.get(keyword)
-        if value is not None and len(value) == 2 and min(float(v) for v in value) > 0:
-            return (float(value[0]), float(value[1])), note
-    return None, ""
-
-
-def _orientation(header: Any) -> Orientation | None:
-    cosines = header.get("ImageOrientationPatient")
-    if cosines is not None and len(cosines) == 6:
-        return from_dicom_cosines([float(c) for c in cosines])
-    return _from_letters(header.get("PatientOrientation"))
-
-
-def _from_letters(letters: Any) -> Orientation | None:
-    """PatientOrientation: where rows and columns point, main direction first, as in AF\\P."""
-    words = [str(word)[:1] for word in letters or ()]
-    opposite: dict[str, Any] = {"L": "R", "R": "L", "A": "P", "P": "A", "H": "F", "F": "H"}
-    if len(words) != 2 or any(word not in opposite for word in words):
-        return None
-    try:
-        return Orientation(left=opposite[words[0]], top=opposite[words[1]])
-    except ValueError:
-        return None

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from medisee.errors import InputError
 
 __all__ = [
+    "CT_WINDOWS",
     "SOFT_TISSUE",
     "WINDOWS",
     "Window",
@@ -35,6 +36,20 @@ WINDOWS: dict[str, Window] = {
     "liver": (60.0, 160.0),
 }
 """Usual CT windows in HU."""
+
+CT_WINDOWS = {
+    **dict.fromkeys(("BRAIN", "HEAD"), "brain"),
+    **dict.fromkeys(("LUNG", "BRONCHUS"), "lung"),
+    **dict.fromkeys(("HEART", "MEDIASTINUM"), "mediastinum"),
+    "LIVER": "liver",
+    **dict.fromkeys(
+        ("ANKLE", "ARM", "CLAVICLE", "ELBOW", "EXTREMITY", "FEMUR", "FOOT", "HAND", "HIP",
+         "HUMERUS", "IAC", "JAW", "KNEE", "LEG", "MAXILLA", "MANDIBLE", "SHOULDER", "SKULL",
+         "TMJ", "WRIST"),
+        "bone",
+    ),
+}  # fmt: skip
+"""Body Part Examined (0018,0015) -> the window for a CT whose file has none of its own."""
 
 # A slice with air around the patient reaches about -1000 HU; metal and padding stay in the range.
 _AIR_HU = (-4100.0, -500.0)

@@ -1,8 +1,11 @@
-"""One slice of a NIfTI volume, turned the way radiologists look at it."""
+"""Slices of a NIfTI volume, turned the way radiologists look at them; masks back to its grid."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import gzip
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -10,14 +13,13 @@ from numpy.typing import NDArray
 
 from medisee.errors import InputError
 from medisee.io.display import grey_to_rgb, looks_like_hounsfield, render_grey
-from medisee.io.orientation import RADIOLOGICAL, directions_of, to_display
+from medisee.io.orientation import RADIOLOGICAL, Turn, directions_of
+from medisee.io.reference import SourceReference
 from medisee.io.request import ReadRequest
-from medisee.structures import Direction, MedicalImage, Orientation
+from medisee.io.volume import MedicalVolume
+from medisee.structures import Direction, MedicalImage
 
-__all__ = ["read_nifti"]
-
-MAX_VOLUME_BYTES = 4 << 30
-"""Largest volume that is opened: a packed file must be unpacked up to the slice."""
+__all__ = ["nifti_volume", "read_nifti", "unpacked", "write_nifti"]
 
 _UNIT_MM = {"meter": 1000.0, "micron": 0.001}
 _AXIS_OF_PLANE = {"axial": "HF", "coronal": "AP", "sagittal": "RL"}
@@ -26,46 +28,123 @@ _ANISOTROPIC = 1.5
 
 
 def read_nifti(stream: BinaryIO, request: ReadRequest) -> MedicalImage:
-    """Read one slice from an open (and already unpacked) single-file NIfTI-1 or NIfTI-2.
+    """Read one slice: `request.slice` of the volume, by default the middle one."""
+    volume = nifti_volume(stream, request)
+    return volume[request.pick("slice", len(volume), default=len(volume) // 2)]
+
+
+def nifti_volume(stream: BinaryIO, request: ReadRequest) -> MedicalVolume:
+    """The slices of an open (and already unpacked) single-file NIfTI-1 or NIfTI-2.
 
     `request.plane` defaults to the plane that was acquired (across the thickest voxel axis;
-    axial when voxels are about equal-sided), `slice` to the middle one, `frame` to the first
-    volume of a series. Where the file states no orientation, slices go along the last axis.
+    axial when voxels are about equal-sided), `frame` to the first volume of a series. Where the
+    file states no orientation, slices go along the last axis. `stream` must stay open.
     """
     request.allow_only({"slice", "plane", "frame", "window"}, "a NIfTI volume")
     image = _open(stream, request)
-    shape = image.shape[:3] + (1,) * (3 - len(image.shape))
+    shape = tuple(map(int, image.shape[:3])) + (1,) * (3 - len(image.shape))
     directions = _stated_directions(image)
-    size_mm = _voxel_size(image)
-    axis, plane = _slice_axis(request, directions, size_mm, shape)
-    index = request.pick("slice", shape[axis], default=shape[axis] // 2)
+    axis, plane = _slice_axis(request, directions, _voxel_size(image), shape)
     volume, volumes = _volume_index(image, request)
-
-    flat = _take(image, axis, index, volume)
-    rows, columns = (i for i in range(3) if i != axis)
-    turned, orientation, spacing = _turn(
-        flat,
-        None if directions is None else (directions[rows], directions[columns]),
-        (size_mm[rows], size_mm[columns]),
-        plane,
-    )
-    display, rendering = _display(turned, request)
+    known = directions is not None
     notes = (
-        f"{plane or 'last axis'}: slice {index} of {shape[axis]}, counted from 0",
         f"frame {volume} of {volumes}, counted from 0" if volumes > 1 else "",
-        "the file states no orientation: left and right are unknown" if directions is None else "",
-        rendering,
+        "" if known else "the file states no orientation: left and right are unknown",
     )
+    files = () if request.file is None else (request.file,)
+    stack = MedicalVolume(
+        source=request.name,
+        plane=plane,
+        reference=SourceReference("nifti", files, shape, axis, 0, _turn(directions, axis, plane)),  # type: ignore[arg-type]
+        affine=np.asarray(image.affine, dtype=np.float64) if known else None,
+        notes=tuple(note for note in notes if note),
+        read=lambda index: _read_slice(image, stack, index, (volume, volumes), request),
+    )
+    return stack
+
+
+def _read_slice(
+    image: Any, stack: MedicalVolume, index: int, frame: tuple[int, int], request: ReadRequest
+) -> MedicalImage:
+    place = stack.reference
+    flat = _take(image, place.axis, index, frame[0])
+    shown = np.ascontiguousarray(place.turn.show(flat))
+    display, rendering = _display(shown, request)
+    first = f"{stack.plane or 'last axis'}: slice {index} of {len(stack)}, counted from 0"
     return MedicalImage(
-        pixels=turned,
+        pixels=shown,
         display=display,
         modality=None,
-        spacing=spacing,
-        orientation=orientation,
+        spacing=_spacing(image, place),
+        orientation=None if stack.plane is None else RADIOLOGICAL[stack.plane],
         source=request.name,
-        affine=None if directions is None else np.asarray(image.affine, dtype=np.float64),
-        notes=tuple(note for note in notes if note),
+        notes=tuple(note for note in (first, *stack.notes, rendering) if note),
+        places={"slice": (index, len(stack)), "frame": frame},
     )
+
+
+def write_nifti(
+    path: Path,
+    masks: Mapping[int, NDArray[Any]],
+    reference: SourceReference,
+    affine: NDArray[np.float64] | None,
+) -> None:
+    """Write masks (H, W) by slice as a uint8 volume on the grid of their source, 1 inside.
+
+    A NIfTI source's affines, codes and units are copied bit for bit; nothing else of its header
+    is, as the rest may tell who the patient is. Of a DICOM source `affine` is written.
+
+    Raises InputError where the source has no geometry that NIfTI can state.
+    """
+    import nibabel
+
+    voxels = reference.volume(masks).astype(np.uint8)
+    if reference.kind == "nifti":
+        with reference.files[0].open() as packed, unpacked(packed) as stream:
+            source = _open(stream, ReadRequest(path.name))
+            voxels = voxels.reshape(source.shape[:3])
+            image = type(source)(voxels, None, _geometry_of(source.header, type(source)))
+    elif affine is None:
+        raise InputError(
+            "NIfTI needs to know where slices lie and that they are evenly spaced, which this "
+            "DICOM source does not state; write seg instead"
+        )
+    else:
+        image = nibabel.Nifti1Image(voxels, affine)
+        image.header.set_xyzt_units("mm")
+    # Not by its name: that ends in what the user chose. gzip without a time in it.
+    with gzip.GzipFile(path, "wb", compresslevel=6, mtime=0) as stream:
+        stream.write(image.to_bytes())
+
+
+_GEOMETRY = (
+    *("qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d"),
+    *("qoffset_x", "qoffset_y", "qoffset_z", "srow_x", "srow_y", "srow_z", "xyzt_units"),
+)
+
+
+def _geometry_of(source: Any, kind: Any) -> Any:
+    """A fresh header for a mask, with what the source's says about where voxels lie."""
+    header = kind.header_class(endianness=source.endianness)
+    header.set_data_dtype(np.uint8)
+    dimensions = min(int(source["dim"][0]), 3)
+    header.set_data_shape(tuple(int(n) for n in source["dim"][1 : dimensions + 1]))
+    header["pixdim"][: dimensions + 1] = source["pixdim"][: dimensions + 1]
+    for name in _GEOMETRY:
+        header[name] = source[name]
+    return header
+
+
+@contextmanager
+def unpacked(stream: BinaryIO) -> Iterator[BinaryIO]:
+    """The stream itself, or what it unpacks to where it is gzip."""
+    packed = stream.read(2) == b"\x1f\x8b"
+    stream.seek(0)
+    if not packed:
+        yield stream
+        return
+    with gzip.open(stream, "rb") as inner:
+        yield inner  # type: ignore[misc]
 
 
 def _display(values: NDArray[Any], request: ReadRequest) -> tuple[NDArray[np.uint8], str]:
@@ -96,8 +175,9 @@ def _open(stream: BinaryIO, request: ReadRequest) -> Any:
     voxels = 1
     for length in image.shape:
         voxels *= int(length)
-    if voxels * dtype.itemsize > MAX_VOLUME_BYTES:
-        raise InputError(f"{request.name}: the volume is larger than {MAX_VOLUME_BYTES >> 30} GiB")
+    most = request.limits.unpacked_bytes
+    if voxels * dtype.itemsize > most:
+        raise InputError(f"{request.name}: the volume is larger than {most / 2**30:g} GiB")
     return image
 
 
@@ -160,20 +240,20 @@ def _take(image: Any, axis: int, index: int, volume: int) -> NDArray[Any]:
     return values.astype(np.float32 if values.dtype.kind == "f" else native)
 
 
-def _turn(
-    flat: NDArray[Any],
-    directions: tuple[Direction, Direction] | None,
-    size_mm: tuple[float, float],
-    plane: str | None,
-) -> tuple[NDArray[Any], Orientation | None, tuple[float, float] | None]:
-    """The slice in radiological display, its orientation, and its (row, column) spacing."""
+def _turn(directions: Sequence[Direction] | None, axis: int, plane: str | None) -> Turn:
+    """From the stored slice to radiological display."""
     if directions is None or plane is None:
         # Like a volume in NIfTI's default LAS+ grid, which is how viewers show it.
-        turned, orientation, spacing = flat.T[::-1], None, size_mm[::-1]
-    else:
-        orientation = RADIOLOGICAL[plane]
-        turned = to_display(flat, *directions, orientation)
-        swapped = directions[0] not in (orientation.top, orientation.bottom)
-        spacing = size_mm[::-1] if swapped else size_mm
-    known = min(spacing) > 0
-    return np.ascontiguousarray(turned), orientation, spacing if known else None
+        return Turn(swap=True, flip_rows=True)
+    rows, columns = (i for i in range(3) if i != axis)
+    return Turn.towards(RADIOLOGICAL[plane], directions[rows], directions[columns])
+
+
+def _spacing(image: Any, place: SourceReference) -> tuple[float, float] | None:
+    """(row, column) in mm of a slice as shown."""
+    size_mm = _voxel_size(image)
+    rows, columns = (i for i in range(3) if i != place.axis)
+    spacing = (size_mm[rows], size_mm[columns])
+    if min(spacing) <= 0:
+        return None
+    return spacing[::-1] if place.turn.swap else spacing

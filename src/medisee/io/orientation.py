@@ -6,6 +6,7 @@ front (anterior), z towards the head. DICOM's LPS+ differs in the signs of x and
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from itertools import permutations
 from typing import Any
 
@@ -14,7 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from medisee.structures import Direction, Orientation
 
-__all__ = ["RADIOLOGICAL", "directions_of", "from_dicom_cosines", "to_display"]
+__all__ = ["RADIOLOGICAL", "Turn", "directions_of", "from_dicom_cosines", "to_display"]
 
 RADIOLOGICAL: dict[str, Orientation] = {
     "axial": Orientation(left="R", top="A"),
@@ -61,6 +62,38 @@ def from_dicom_cosines(cosines: ArrayLike) -> Orientation | None:
     return Orientation(left=_OPPOSITE[to_the_right], top=_OPPOSITE[downwards])
 
 
+@dataclass(frozen=True)
+class Turn:
+    """How a slice as stored becomes one as shown: its axes are swapped, then mirrored."""
+
+    swap: bool = False
+    flip_rows: bool = False
+    flip_columns: bool = False
+
+    @classmethod
+    def towards(cls, wanted: Orientation, downwards: Direction, to_the_right: Direction) -> Turn:
+        """For a slice whose rows and columns grow in the given directions, to show `wanted`.
+
+        Both orientations must lie in one plane.
+        """
+        swap = downwards not in (wanted.top, wanted.bottom)
+        if swap:
+            downwards, to_the_right = to_the_right, downwards
+        return cls(swap, downwards == wanted.top, to_the_right == wanted.left)
+
+    def show(self, stored: NDArray[Any]) -> NDArray[Any]:
+        """The slice (H, W, ...) as shown."""
+        return self._mirror(stored.swapaxes(0, 1) if self.swap else stored)
+
+    def store(self, shown: NDArray[Any]) -> NDArray[Any]:
+        """What `show` would make `shown` of."""
+        mirrored = self._mirror(shown)
+        return mirrored.swapaxes(0, 1) if self.swap else mirrored
+
+    def _mirror(self, image: NDArray[Any]) -> NDArray[Any]:
+        return image[:: -1 if self.flip_rows else 1, :: -1 if self.flip_columns else 1]
+
+
 def to_display(
     image: NDArray[Any], downwards: Direction, to_the_right: Direction, wanted: Orientation
 ) -> NDArray[Any]:
@@ -68,11 +101,4 @@ def to_display(
 
     The result's left and top edges show `wanted`; both orientations must lie in one plane.
     """
-    if downwards not in (wanted.top, wanted.bottom):
-        image = image.swapaxes(0, 1)
-        downwards, to_the_right = to_the_right, downwards
-    if downwards == wanted.top:
-        image = image[::-1]
-    if to_the_right == wanted.left:
-        image = image[:, ::-1]
-    return image
+    return Turn.towards(wanted, downwards, to_the_right).show(image)

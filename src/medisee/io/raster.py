@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+from dataclasses import replace
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -10,7 +12,7 @@ from PIL import ExifTags, Image, ImageOps
 
 from medisee.errors import InputError
 from medisee.io.display import grey_to_rgb, render_grey
-from medisee.io.request import TOO_LARGE, ReadRequest
+from medisee.io.request import ReadRequest
 from medisee.structures import MedicalImage
 
 __all__ = ["FORMATS", "from_array", "from_pil", "read_raster"]
@@ -23,16 +25,16 @@ def read_raster(stream: BinaryIO, request: ReadRequest) -> MedicalImage:
     try:
         image = Image.open(stream, formats=FORMATS)
     except Image.DecompressionBombError as error:  # twice the size of Pillow's own limit
-        raise InputError(f"{request.name}: {TOO_LARGE}") from error
+        raise InputError(f"{request.name}: {request.limits.too_large}") from error
     return from_pil(image, request)
 
 
 def from_pil(image: Image.Image, request: ReadRequest) -> MedicalImage:
     """A PIL image of any mode; EXIF orientation is applied, transparency laid on black."""
     request.allow_only({"frame", "window"}, "a picture")
-    notes = []
+    notes, page = [], 0
     request.check_size(image.height, image.width)
-    pages = getattr(image, "n_frames", 1)
+    pages = _count_pages(image, request)
     if pages > 1 or request.frame is not None:
         page = request.pick("frame", pages, default=0)
         image.seek(page)
@@ -44,7 +46,24 @@ def from_pil(image: Image.Image, request: ReadRequest) -> MedicalImage:
     image, opaque = _without_alpha(image)
     if not opaque:
         notes.append("transparent parts laid on black")
-    return from_array(_pixels(image), request, tuple(notes))
+    medical = from_array(_pixels(image), request, tuple(notes))
+    return replace(medical, places={"frame": (page, pages)})
+
+
+def _count_pages(image: Image.Image, request: ReadRequest) -> int:
+    """Pages of the file; a TIFF is walked page by page, and no further than the limit."""
+    if image.format != "TIFF":
+        pages = int(getattr(image, "n_frames", 1))
+        request.check_frames(pages)
+        return pages
+    pages = 1
+    with suppress(EOFError):
+        while True:
+            image.seek(pages)
+            pages += 1
+            request.check_frames(pages)
+    image.seek(0)
+    return pages
 
 
 def from_array(
