@@ -26,19 +26,29 @@ __all__ = ["COMMANDS", "main"]
 COMMANDS = {
     "ask": "medisee.commands.ask:ask",
     "chat": "medisee.commands.chat:chat",
+    "serve": "medisee.commands.serve:serve",
     "examples": "medisee.commands.examples:examples",
     "targets": "medisee.commands.targets:targets",
     "models": "medisee.commands.models:models",
     "train": "medisee.commands.train:train",
     "evaluate": "medisee.commands.evaluate:evaluate",
+    "bench systems": "medisee.commands.bench:systems",
+    "bench run": "medisee.commands.bench:run",
+    "bench score": "medisee.commands.bench:score",
+    "bench table": "medisee.commands.bench:table",
+    "bench contamination": "medisee.commands.bench:contamination",
     "compile": "medisee.commands.compile:compile_model",
     "data import": "medisee.commands.data_import:import_data",
     "data build": "medisee.commands.data_build:build_data",
     "data stats": "medisee.commands.data_stats:data_stats",
+    "data export": "medisee.commands.data_export:export_data",
 }
 """Command -> "module:function"; the function's signature and docstring are the command's."""
 
-GROUPS = {"data": "Data sets: bring labelled images in, build questions, tell what is there."}
+GROUPS = {
+    "data": "Data sets: bring labelled images in, build questions, tell what is there.",
+    "bench": "Systems compared: run, score, the paper's tables with our figures beside them.",
+}
 """First words that several commands share, and what unites them."""
 
 

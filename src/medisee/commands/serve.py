@@ -1,0 +1,70 @@
+"""`medisee serve`: the page, the HTTP interface and the OpenAI-compatible one."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from medisee.commands.options import DeviceOption, ModelOption, RuntimeOption
+from medisee.commands.screen import print_error, print_text, spinner
+from medisee.extras import needs_extra
+
+__all__ = ["serve"]
+
+TOKEN = "MEDISEE_TOKEN"
+
+
+def serve(
+    model: ModelOption = "nano",
+    device: DeviceOption = None,
+    runtime: RuntimeOption = None,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes any free one.")] = 8000,
+    token: Annotated[
+        str | None,
+        typer.Option(envvar=TOKEN, help="Bearer token that clients must send.", show_envvar=True),
+    ] = None,
+    allow_origin: Annotated[
+        list[str] | None,
+        typer.Option(help="Page elsewhere that browsers let call this server, as https://host."),
+    ] = None,
+    max_upload: Annotated[int, typer.Option(min=1, help="Largest request in MiB.")] = 64,
+    sessions: Annotated[int, typer.Option(min=1, help="Images kept open at a time.")] = 64,
+    keep: Annotated[int, typer.Option(min=1, help="Minutes that an unused image is kept.")] = 30,
+) -> None:
+    """Open the page and the HTTP interface.
+
+    Listens on this machine only; another --host needs a --token. Images live in memory and are
+    forgotten; nothing that is sent is logged. See docs/http.md.
+
+    Example: medisee serve --port 8000
+    """
+    with needs_extra("medisee serve", "serve"):
+        from medisee.serve.app import create_app
+        from medisee.serve.limits import Limits
+        from medisee.serve.server import LOOPBACK_NAMES, check_exposure, is_loopback, run
+    check_exposure(host, token)
+    limits = Limits(
+        body_bytes=max_upload << 20,
+        inbox_bytes=max(max_upload << 20, Limits.inbox_bytes),
+        sessions=sessions,
+        session_seconds=keep * 60,
+    )
+    app = create_app(
+        _load(model, device, runtime),
+        limits,
+        token=token,
+        hosts=(*LOOPBACK_NAMES, host) if is_loopback(host) else None,
+        origins=tuple(allow_origin or ()),
+    )
+    print_text(f"MediSee {model}: http://{host}:{port}/  (stop with Ctrl-C)")
+    print_error("A research tool, not a medical device.")
+    run(app, host, port)
+
+
+def _load(model: str, device: str | None, runtime: str | None) -> Any:
+    from medisee.predictor import load
+
+    with spinner(f"Loading {model} ..."):
+        return load(model, device=device, runtime=runtime)

@@ -1,0 +1,124 @@
+"""How answers go out: one JSON value, or server-sent events as they come about."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+import numpy as np
+from fastapi import Request
+from fastapi.responses import JSONResponse, StreamingResponse
+from numpy.typing import NDArray
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+from starlette.responses import Response
+
+from medisee.structures import Answer
+
+from .errors import ServeError, error_body
+from .service import Asked, Service, unless_gone
+from .worker import Event
+
+__all__ = ["ANSWER_DOCS", "answer_dict", "answered", "event_text", "file_of", "png", "wants_events"]
+
+EVENTS = "text/event-stream"
+_BUFFERED = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+
+_STREAM = """\
+Each question's events carry its round as `id`: `answer` (the Answer with its findings, before any
+word), `text` ({"piece"}), `done` (the whole Answer). `error` ends the stream early."""
+
+ANSWER_DOCS: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "An Answer (docs/answer.schema.json), a list of them for a list of "
+        f"questions, or events where `Accept` is `{EVENTS}`. {_STREAM}",
+        "content": {
+            "application/json": {
+                "schema": {
+                    "anyOf": [
+                        {"type": "object", "title": "Answer"},
+                        {"type": "array", "items": {"type": "object", "title": "Answer"}},
+                    ]
+                }
+            },
+            EVENTS: {"schema": {"type": "string"}},
+        },
+    }
+}
+
+
+def wants_events(request: Request) -> bool:
+    """Whether the client asks for server-sent events."""
+    return EVENTS in request.headers.get("accept", "").lower()
+
+
+async def answered(request: Request, service: Service, asked: Asked, single: bool) -> Response:
+    """The response for questions on their way."""
+    if wants_events(request):
+        return StreamingResponse(_stream(service, asked), media_type=EVENTS, headers=_BUFFERED)
+    answers = await unless_gone(request, asked.answers())
+    values = await service.aside(lambda: [answer_dict(service, answer) for answer in answers])
+    rounds = ",".join(map(str, asked.rounds))
+    return JSONResponse(values[0] if single else values, headers={"X-MediSee-Round": rounds})
+
+
+async def _stream(service: Service, asked: Asked) -> AsyncIterator[str]:
+    try:
+        async for index, event in asked.events():
+            yield await _event(service, asked.rounds[index], event)
+    except Exception as error:  # noqa: BLE001 - the response has begun: it goes into the stream
+        yield event_text("error", error_body(error))
+
+
+async def _event(service: Service, number: int, event: Event) -> str:
+    if event[0] == "text":
+        return event_text("text", {"piece": event[1]}, number)
+    if event[0] == "error":
+        raise event[1]
+    return event_text(event[0], await service.aside(answer_dict, service, event[1]), number)
+
+
+def event_text(name: str, data: Any, number: int | None = None) -> str:
+    """One server-sent event."""
+    head = "" if number is None else f"id: {number}\n"
+    return f"{head}event: {name}\ndata: {json.dumps(data, ensure_ascii=False)}\n\n"
+
+
+def answer_dict(service: Service, answer: Answer) -> dict[str, Any]:
+    """The Answer's JSON, with what made it."""
+    return {**answer.to_dict(), "provenance": service.identity}
+
+
+def file_of(service: Service, answer: Answer, kind: str, number: int | None) -> Response:
+    """One of an answer's files; ServeError where it has none such."""
+    if kind == "answer":
+        return JSONResponse(answer_dict(service, answer))
+    if kind == "overlay":
+        return png(service, np.asarray(answer.overlay()))
+    if number is None or not 1 <= number <= len(answer.findings):
+        raise ServeError(404, "no_file", "the answer has no finding of this number")
+    finding = answer.findings[number - 1]
+    if kind == "mask":
+        return png(service, finding.mask.astype(np.uint8) * 255)
+    if finding.similarity is None:
+        raise ServeError(404, "no_file", "this model gives no similarity maps")
+    return png(service, _grey(finding.similarity))
+
+
+def _grey(values: NDArray[Any]) -> NDArray[np.uint8]:
+    """A map over its own range in 8 bits."""
+    low, high = float(values.min()), float(values.max())
+    scaled = (np.asarray(values, np.float32) - low) * (255 / max(high - low, 1e-9))
+    return np.rint(scaled).astype(np.uint8)
+
+
+def png(service: Service, pixels: NDArray[np.uint8]) -> Response:
+    """Pixels as a PNG that says what made it."""
+    said = PngInfo()
+    said.add_text("Software", "MediSee {version}, model {model}, {checksum}".format(
+        **service.identity))  # fmt: skip
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG", pnginfo=said, compress_level=1)
+    return Response(buffer.getvalue(), media_type="image/png")

@@ -1,0 +1,85 @@
+"""The web application: routers, guard and page around one model."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Collection
+from contextlib import asynccontextmanager
+from typing import Any
+
+from fastapi import FastAPI
+from starlette.middleware.cors import CORSMiddleware
+
+import medisee
+
+from . import ask_api, errors, info_api, page, session_api
+from .guard import Guard
+from .limits import Limits
+from .requests import AskRequest, OneShotRequest, SessionRequest
+from .service import Service
+
+__all__ = ["create_app"]
+
+DESCRIPTION = """\
+Ask a medical image a question; get masks, boxes and an explanation.
+
+**A research tool, not a medical device.** Images live in memory only and are forgotten; nothing
+that is sent here is logged."""
+
+
+def create_app(
+    model: Any,
+    limits: Limits | None = None,
+    *,
+    token: str | None = None,
+    hosts: Collection[str] | None = None,
+    origins: Collection[str] = (),
+) -> FastAPI:
+    """The ASGI application around a loaded model; `model` follows the predictor's protocol.
+
+    token: what clients must send as `Authorization: Bearer`; None for no protection.
+    hosts: names under which the server may be called; None for all.
+    origins: pages elsewhere that browsers let call this server (CORS); none by default.
+    """
+    service = Service(model, limits or Limits())
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        service.start()
+        yield
+        service.stop()
+
+    app = FastAPI(
+        title="MediSee", version=medisee.__version__, description=DESCRIPTION, lifespan=lifespan,
+        docs_url=None, redoc_url=None,
+    )  # fmt: skip
+    app.state.service = service
+    errors.install(app)
+    for api in (ask_api, session_api, info_api):
+        app.include_router(api.router)
+    page.mount(app)
+    app.add_middleware(Guard, service=service, token=token, hosts=hosts, origins=origins)
+    if origins:
+        app.add_middleware(
+            CORSMiddleware, allow_origins=list(origins), allow_methods=["GET", "POST", "DELETE"],
+            allow_headers=["Authorization", "Content-Type"],
+            expose_headers=["X-MediSee-Round", "Retry-After"],
+        )  # fmt: skip
+    _document(app)
+    return app
+
+
+def _document(app: FastAPI) -> None:
+    """Adds to the OpenAPI document the bodies that we read ourselves."""
+    make = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            document = make()
+            schemas = document.setdefault("components", {}).setdefault("schemas", {})
+            for kind in (AskRequest, SessionRequest, OneShotRequest):
+                schemas[kind.__name__] = kind.model_json_schema()
+            schemas.pop("HTTPValidationError", None)
+            schemas.pop("ValidationError", None)
+        return app.openapi_schema or make()
+
+    app.openapi = openapi  # type: ignore[method-assign]

@@ -1,0 +1,68 @@
+"""Listening: uvicorn around the app, with its own patience for half-sent requests."""
+
+from __future__ import annotations
+
+import ipaddress
+from typing import Any
+
+import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from medisee.errors import InputError
+
+__all__ = ["LOOPBACK_NAMES", "check_exposure", "is_loopback", "run"]
+
+LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
+HEADER_SECONDS = 10.0
+STOP_SECONDS = 10
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach `host`."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def check_exposure(host: str, token: str | None) -> None:
+    """Raises InputError where others could reach a server without a token."""
+    if token is None and not is_loopback(host):
+        raise InputError(
+            f"other machines can reach {host}: choose a --token, or listen on 127.0.0.1"
+        )
+
+
+class PatientProtocol(H11Protocol):
+    """Drops connections whose request line and headers do not come in time."""
+
+    def connection_made(self, transport: Any) -> None:
+        super().connection_made(transport)
+        self._waiting = self.loop.call_later(HEADER_SECONDS, self._look)
+
+    def data_received(self, data: bytes) -> None:
+        if self._waiting is None:
+            self._waiting = self.loop.call_later(HEADER_SECONDS, self._look)
+        super().data_received(data)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self._waiting is not None:
+            self._waiting.cancel()
+        super().connection_lost(exc)
+
+    def _look(self) -> None:
+        self._waiting = None
+        working = self.cycle is not None and not self.cycle.response_complete
+        half_sent = self.cycle is None or bool(self.conn.trailing_data[0])
+        if half_sent and not working:
+            self.transport.abort()
+
+
+def run(app: Any, host: str, port: int) -> None:
+    """Serve until stopped with Ctrl-C or SIGTERM; answers that have begun are finished."""
+    config = uvicorn.Config(
+        app, host=host, port=port, http=PatientProtocol, ws="none", lifespan="on", access_log=False,
+        log_level="error", server_header=False, timeout_keep_alive=5, backlog=512,
+        timeout_graceful_shutdown=STOP_SECONDS,
+    )  # fmt: skip
+    uvicorn.Server(config).run()
