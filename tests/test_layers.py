@@ -63,7 +63,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "evaluation.systems": above("hub predictor processing model data evaluation"),
     "serve": FRONT,
     "commands": FRONT
-    | {"runtime.compile", "data.importers", "data.exporters", "evaluation.systems"},
+    | {"runtime.compile", "data.importers", "data.exporters", "evaluation.systems", "serve"},
     "cli": BASE | {"commands"},
 }
 HEAVY = {"torch", "transformers", "peft", "accelerate", "onnx", "torchvision"}

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from fastapi import Request
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from starlette.datastructures import FormData
 from starlette.formparsers import MultiPartException, MultiPartParser
 
 from medisee.questions import MAX_CHARACTERS
@@ -127,12 +128,9 @@ class Inbox:
             form = await parser.parse()
         except (MultiPartException, KeyError, ValueError):
             raise ServeError(400, "bad_multipart", "the multipart body cannot be read") from None
-        async with form:
-            upload = form.get("image")
-            if not (upload is None or hasattr(upload, "read")):
-                raise ServeError(400, "invalid_request", "image: send it as a file")
-            data = None if upload is None else await upload.read()
-            fields = _fields(form.multi_items())
+        data = await _file_of(form)
+        fields = _fields(form.multi_items())
+        await form.close()
         try:
             return kind.model_validate(fields), data
         except ValidationError as error:
@@ -178,6 +176,16 @@ class _Counter:
 def _stated_length(request: Request) -> int:
     stated = request.headers.get("content-length", "0")
     return int(stated) if stated.isascii() and stated.isdigit() else 0
+
+
+async def _file_of(form: FormData) -> bytes | None:
+    """The bytes of the field `image`."""
+    upload = form.get("image")
+    if upload is None or upload == "":
+        return None
+    if isinstance(upload, str):
+        raise ServeError(400, "invalid_request", "image: send it as a file")
+    return await upload.read()
 
 
 def _fields(items: list[tuple[str, Any]]) -> dict[str, Any]:
