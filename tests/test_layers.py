@@ -46,6 +46,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "categories": BASE | {"phrases"},
     "packing": BASE,
     "model": BASE | WEIGHTS | {"processing"},
+    "model.convert": BASE | WEIGHTS | {"model", "processing", "calibration"},
     "runtime": BASE | WEIGHTS | {"processing", "hub"},
     "runtime.compile": BASE | WEIGHTS | {"model", "runtime"},
     "data": BASE | {"processing"},
@@ -57,13 +58,13 @@ MAY_IMPORT: dict[str, set[str]] = {
         "io examples hub questions processing model runtime calibration familiarity"
     ),
     "training": above(
-        "hub processing phrases categories model data engine calibration familiarity evaluation.metrics"
+        "hub processing phrases categories model model.convert data engine calibration familiarity evaluation.metrics"
     ),
     "evaluation": above("hub predictor data engine calibration parallel evaluation.metrics"),
     "evaluation.systems": above("hub predictor processing model data evaluation"),
     "serve": FRONT,
     "commands": FRONT
-    | {"runtime.compile", "data.importers", "data.exporters", "evaluation.systems", "serve"},
+    | {"model.convert", "runtime.compile", "data.importers", "data.exporters", "evaluation.systems", "serve"},
     "cli": BASE | {"commands"},
 }
 HEAVY = {"torch", "transformers", "peft", "accelerate", "onnx", "torchvision"}

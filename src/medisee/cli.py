@@ -38,6 +38,7 @@ COMMANDS = {
     "bench table": "medisee.commands.bench:table",
     "bench contamination": "medisee.commands.bench:contamination",
     "compile": "medisee.commands.compile:compile_model",
+    "convert": "medisee.commands.convert:convert",
     "data import": "medisee.commands.data_import:import_data",
     "data build": "medisee.commands.data_build:build_data",
     "data stats": "medisee.commands.data_stats:data_stats",

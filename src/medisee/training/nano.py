@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import tempfile
 import zipfile
 from dataclasses import dataclass
@@ -31,6 +30,7 @@ from ..model import (
     SharedEncoderConfig,
     candidate_tokens,
 )
+from ..model.convert.names import LITEMEDSAM, KeyMap
 from ..processing import MediSeeProcessor, ProcessorConfig, PromptTemplate
 
 IMAGE_TOKEN = "<image>"
@@ -40,6 +40,9 @@ CHATML = PromptTemplate(
     end="<|im_end|>",
     next_round="\n<|im_start|>user",
 )
+
+
+LITEMEDSAM_KEYS = KeyMap("", "", LITEMEDSAM)
 
 
 @dataclass(frozen=True)
@@ -135,41 +138,19 @@ def litemedsam_config() -> SegmenterConfig:
     return SegmenterConfig(encoder="tinyvit", sam_config=sam, normalisation="minmax", pad=True)
 
 
-_SAM_RENAMES = [  # LiteMedSAM's (and SAM's own) names -> transformers'
-    ("image_encoder.", "vision_encoder."),
-    ("prompt_encoder.pe_layer.positional_encoding_gaussian_matrix",
-     "prompt_encoder.shared_embedding.positional_embedding"),
-    ("prompt_encoder.point_embeddings.", "prompt_encoder.point_embed."),
-    ("prompt_encoder.mask_downscaling.0.", "prompt_encoder.mask_embed.conv1."),
-    ("prompt_encoder.mask_downscaling.1.", "prompt_encoder.mask_embed.layer_norm1."),
-    ("prompt_encoder.mask_downscaling.3.", "prompt_encoder.mask_embed.conv2."),
-    ("prompt_encoder.mask_downscaling.4.", "prompt_encoder.mask_embed.layer_norm2."),
-    ("prompt_encoder.mask_downscaling.6.", "prompt_encoder.mask_embed.conv3."),
-    ("mask_decoder.output_upscaling.0.", "mask_decoder.upscale_conv1."),
-    ("mask_decoder.output_upscaling.1.", "mask_decoder.upscale_layer_norm."),
-    ("mask_decoder.output_upscaling.3.", "mask_decoder.upscale_conv2."),
-    ("transformer.norm_final_attn", "transformer.layer_norm_final_attn"),
-]  # fmt: skip
-
-
 def litemedsam_state(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """LiteMedSAM's state dict under the names of `Segmenter`."""
-    renamed = {_segmenter_name(name): value for name, value in weights.items()}
-    positions = renamed["prompt_encoder.shared_embedding.positional_embedding"]
-    renamed["shared_image_embedding.positional_embedding"] = positions
-    return renamed
+    """LiteMedSAM's state dict under the names of `Segmenter`.
 
-
-def _segmenter_name(name: str) -> str:
-    for old, new in _SAM_RENAMES:
-        name = name.replace(old, new)
-    if name.startswith("mask_decoder.transformer.layers."):
-        name = re.sub(r"\.norm(\d)\.", r".layer_norm\1.", name)
-    return re.sub(
-        r"(output_hypernetworks_mlps\.\d+|iou_prediction_head)\.layers\.(\d)\.",
-        lambda m: f"{m[1]}.{('proj_in', 'layers.0', 'proj_out')[int(m[2])]}.",
-        name,
-    )
+    Raises:
+        ModelError: a name that LiteMedSAM does not have.
+    """
+    state: dict[str, Tensor] = {}
+    for name, value in weights.items():
+        ours = LITEMEDSAM_KEYS.translate(name)
+        if ours is None:
+            raise ModelError(f"LiteMedSAM has no weight {name}")
+        state |= dict.fromkeys(ours, value)
+    return state
 
 
 def cut_tokenizer(tokenizer_json: Path, size: int) -> Tokenizer:
