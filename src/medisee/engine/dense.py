@@ -19,7 +19,7 @@ from medisee.engine.scene import Draft, Perspective, Scene
 from medisee.engine.writers import KINDS, Length, record_of
 from medisee.structures import QARecord
 
-__all__ = ["MAX_LOCATION_ALONE", "Accept", "write_dense"]
+__all__ = ["MAX_LOCATION_ALONE", "Accept", "Slot", "slots", "write_besides", "write_dense"]
 
 MAX_LOCATION_ALONE = 0.4
 """Largest share of location questions about the only target of an image."""
@@ -37,7 +37,9 @@ _BRIEF = 8  # words of a wording that leave room for a clue in a short question
 
 
 @dataclass(frozen=True)
-class _Slot:
+class Slot:
+    """What is to be written about a target: from which perspective, how long, in which pass."""
+
     perspective: Perspective
     length: Length
     pass_: Literal[1, 2]
@@ -63,6 +65,11 @@ def write_dense(scene: Scene, per_target: int, accept: Accept) -> Iterator[QARec
         return
     for label in scene.shapes:
         yield from _about(scene, label, per_target, accept)
+    yield from write_besides(scene, per_target, accept)
+
+
+def write_besides(scene: Scene, per_target: int, accept: Accept) -> Iterator[QARecord]:
+    """The accepted records of the other kinds: named, absent, several at once, and rounds."""
     for kind, number in _besides(scene, per_target):
         yield from _others(scene, kind, number, accept)
 
@@ -74,7 +81,7 @@ def _about(scene: Scene, label: str, per_target: int, accept: Accept) -> Iterato
     passes = [tellings[n::2] or tellings for n in (0, 1)]
     clues = phrasing.clues_of(scene, label)
     targets = [_Target(label, clues, deque(part)) for part in passes]
-    for slot in _slots(per_target, alone=len(scene.shapes) == 1):
+    for slot in slots(per_target, alone=len(scene.shapes) == 1):
         record = _fill(scene, targets[slot.pass_ - 1], slot, accept)
         if record is not None:
             yield record
@@ -88,18 +95,21 @@ def _tellings(scene: Scene, label: str) -> list[tuple[str, str]]:
     return found
 
 
-def _slots(per_target: int, alone: bool) -> Iterator[_Slot]:
-    """Two passes, lengths in turn; at most 40 % location where there is nothing to lie beside."""
+def slots(per_target: int, alone: bool) -> Iterator[Slot]:
+    """So many in two passes, lengths in turn.
+
+    At most 40 % location where there is nothing to lie beside.
+    """
     located = int(per_target * (MAX_LOCATION_ALONE if alone else 0.5))
     for number in range(per_target):
         # Spread evenly over the sequence, and so over passes and lengths.
         is_located = (number + 1) * located // per_target > number * located // per_target
         pass_: Literal[1, 2] = 1 if number < (per_target + 1) // 2 else 2
         length: Length = "long" if number // 2 % 2 else "short"
-        yield _Slot("location" if is_located else "attribute", length, pass_)
+        yield Slot("location" if is_located else "attribute", length, pass_)
 
 
-def _fill(scene: Scene, target: _Target, slot: _Slot, accept: Accept) -> QARecord | None:
+def _fill(scene: Scene, target: _Target, slot: Slot, accept: Accept) -> QARecord | None:
     """The first accepted question for a slot, of the other perspective where no clue fits."""
     record = None
     if slot.perspective == "location" and target.clues:
@@ -108,7 +118,7 @@ def _fill(scene: Scene, target: _Target, slot: _Slot, accept: Accept) -> QARecor
 
 
 def _find(
-    scene: Scene, target: _Target, slot: _Slot, perspective: Perspective, accept: Accept
+    scene: Scene, target: _Target, slot: Slot, perspective: Perspective, accept: Accept
 ) -> QARecord | None:
     """The first accepted question of many tries; its wording goes to the end of the line."""
     tellings = list(target.tellings)
