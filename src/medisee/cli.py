@@ -42,6 +42,7 @@ COMMANDS = {
     "data import": "medisee.commands.data_import:import_data",
     "data build": "medisee.commands.data_build:build_data",
     "data stats": "medisee.commands.data_stats:data_stats",
+    "data screen": "medisee.commands.data_screen:screen_data",
     "data export": "medisee.commands.data_export:export_data",
 }
 """Command -> "module:function"; the function's signature and docstring are the command's."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from medisee.commands.options import JsonOption
-from medisee.commands.screen import output, plain_table, print_json, print_text
+from medisee.commands.screen import output, plain_table, print_json, print_text, print_written
 
 if TYPE_CHECKING:
     from medisee.engine.stats import Stats
@@ -18,15 +18,25 @@ __all__ = ["data_stats", "show_stats"]
 
 def data_stats(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a built set.")],
+    figures: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Draw word cloud, categories, lengths and perspectives into this folder (PNG).",
+        ),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Count what a built set holds, what its review dropped, and what was left out and why.
 
-    Example: medisee data stats mlmr-sd
+    Example: medisee data stats mlmr-sd --figures figures
     """
+    from medisee.engine.figures import draw_figures
     from medisee.engine.stats import read_stats
 
     stats = read_stats(folder)
+    if figures is not None:
+        print_written(draw_figures(stats, figures))
     if as_json:
         print_json(stats.to_dict())
     else:
@@ -50,7 +60,11 @@ def show_stats(stats: Stats) -> None:
         [[why, f"{n['files']:,}", f"{n['pairs']:,}"] for why, n in sorted(stats.left_out.items())],
     )
     _table(
-        ["category", "records"], [[name, f"{n:,}"] for name, n in stats.categories.most_common()]
+        ["category", "records", "images"],
+        [
+            [name, f"{n:,}", f"{stats.category_images[name]:,}"]
+            for name, n in stats.categories.most_common()
+        ],
     )
     for name, number in stats.build["leaks"].items():
         print_text(f"{name}: {number:,}")

@@ -1,12 +1,14 @@
-"""Question-answer records (MLMR-SD and our own) as JSON lines: read, write, check."""
+"""Question-answer records (MLMR-SD and our own), JSON lines or Parquet: read, write, check."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 from pydantic import ValidationError
 
+from medisee.data.parquet import read_rows
 from medisee.data.sa_med2d import ImageRecord
 from medisee.errors import DataError
 from medisee.structures import QARecord
@@ -15,8 +17,12 @@ __all__ = ["check_records", "read_records", "write_records"]
 
 
 def read_records(path: str | Path) -> Iterator[QARecord]:
-    """Streams the records of a JSONL file; DataError names file and line of the first bad one."""
+    """Streams the records of a JSONL or Parquet file; DataError names the place of a bad one."""
     path = Path(path)
+    if path.suffix == ".parquet":
+        for number, row in enumerate(read_rows(path), 1):
+            yield _checked(row, f"{path.name}, row {number}")
+        return
     try:
         lines = path.open(encoding="utf-8")
     except OSError as error:
@@ -24,7 +30,7 @@ def read_records(path: str | Path) -> Iterator[QARecord]:
     with lines:
         for number, line in enumerate(lines, 1):
             if line.strip():
-                yield _parse(line, f"{path.name}, line {number}")
+                yield _checked(line, f"{path.name}, line {number}")
 
 
 def write_records(path: str | Path, records: Iterable[QARecord]) -> int:
@@ -79,9 +85,11 @@ def _check_split(record: QARecord, image: ImageRecord, seen: dict[str, str | Non
         raise DataError(f"record {record.id}: its patient is in two splits")
 
 
-def _parse(line: str, where: str) -> QARecord:
+def _checked(value: str | dict[str, Any], where: str) -> QARecord:
     try:
-        return QARecord.model_validate_json(line)
+        if isinstance(value, str):
+            return QARecord.model_validate_json(value)
+        return QARecord.model_validate(value)
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"])) or "record"
