@@ -21,10 +21,19 @@ from .errors import ServeError, error_body
 from .service import Asked, Service, unless_gone
 from .worker import Event
 
-__all__ = ["ANSWER_DOCS", "answer_dict", "answered", "event_text", "file_of", "png", "wants_events"]
+__all__ = [
+    "ANSWER_DOCS",
+    "EVENTS",
+    "UNBUFFERED",
+    "answer_dict",
+    "answered",
+    "compact",
+    "file_of",
+    "png",
+]
 
 EVENTS = "text/event-stream"
-_BUFFERED = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+UNBUFFERED = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 
 _STREAM = """\
 Each question's events carry its round as `id`: `answer` (the Answer with its findings, before any
@@ -49,15 +58,15 @@ ANSWER_DOCS: dict[int | str, dict[str, Any]] = {
 }
 
 
-def wants_events(request: Request) -> bool:
+def _wants_events(request: Request) -> bool:
     """Whether the client asks for server-sent events."""
     return EVENTS in request.headers.get("accept", "").lower()
 
 
 async def answered(request: Request, service: Service, asked: Asked, single: bool) -> Response:
     """The response for questions on their way."""
-    if wants_events(request):
-        return StreamingResponse(_stream(service, asked), media_type=EVENTS, headers=_BUFFERED)
+    if _wants_events(request):
+        return StreamingResponse(_stream(service, asked), media_type=EVENTS, headers=UNBUFFERED)
     answers = await unless_gone(request, asked.answers())
     values = await service.aside(lambda: [answer_dict(service, answer) for answer in answers])
     rounds = ",".join(map(str, asked.rounds))
@@ -69,21 +78,26 @@ async def _stream(service: Service, asked: Asked) -> AsyncIterator[str]:
         async for index, event in asked.events():
             yield await _event(service, asked.rounds[index], event)
     except Exception as error:  # noqa: BLE001 - the response has begun: it goes into the stream
-        yield event_text("error", error_body(error))
+        yield _text("error", error_body(error))
 
 
 async def _event(service: Service, number: int, event: Event) -> str:
     if event[0] == "text":
-        return event_text("text", {"piece": event[1]}, number)
+        return _text("text", {"piece": event[1]}, number)
     if event[0] == "error":
         raise event[1]
-    return event_text(event[0], await service.aside(answer_dict, service, event[1]), number)
+    return _text(event[0], await service.aside(answer_dict, service, event[1]), number)
 
 
-def event_text(name: str, data: Any, number: int | None = None) -> str:
+def _text(name: str, data: Any, number: int | None = None) -> str:
     """One server-sent event."""
     head = "" if number is None else f"id: {number}\n"
-    return f"{head}event: {name}\ndata: {json.dumps(data, ensure_ascii=False)}\n\n"
+    return f"{head}event: {name}\ndata: {compact(data)}\n\n"
+
+
+def compact(data: Any) -> str:
+    """JSON on one line."""
+    return json.dumps(data, ensure_ascii=False, separators=(",", ":"))
 
 
 def answer_dict(service: Service, answer: Answer) -> dict[str, Any]:

@@ -11,9 +11,10 @@ from starlette.middleware.cors import CORSMiddleware
 
 import medisee
 
-from . import ask_api, errors, info_api, page, session_api
+from . import ask_api, errors, info_api, openai_api, page, session_api
 from .guard import Guard
 from .limits import Limits
+from .openai_api import ChatRequest
 from .requests import AskRequest, OneShotRequest, SessionRequest
 from .service import Service
 
@@ -54,7 +55,7 @@ def create_app(
     )  # fmt: skip
     app.state.service = service
     errors.install(app)
-    for api in (ask_api, session_api, info_api):
+    for api in (ask_api, session_api, openai_api, info_api):
         app.include_router(api.router)
     page.mount(app)
     app.add_middleware(Guard, service=service, token=token, hosts=hosts, origins=origins)
@@ -76,8 +77,10 @@ def _document(app: FastAPI) -> None:
         if app.openapi_schema is None:
             document = make()
             schemas = document.setdefault("components", {}).setdefault("schemas", {})
-            for kind in (AskRequest, SessionRequest, OneShotRequest):
-                schemas[kind.__name__] = kind.model_json_schema()
+            for kind in (AskRequest, SessionRequest, OneShotRequest, ChatRequest):
+                schema = kind.model_json_schema(ref_template="#/components/schemas/{model}")
+                schemas.update(schema.pop("$defs", {}))
+                schemas[kind.__name__] = schema
             schemas.pop("HTTPValidationError", None)
             schemas.pop("ValidationError", None)
         return app.openapi_schema or make()

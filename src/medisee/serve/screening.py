@@ -17,19 +17,19 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
+from fastapi import Depends, FastAPI, Request
+from fastapi.responses import Response
 from pydantic import BaseModel, Field, StringConstraints, ValidationError, model_validator
+from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from medisee.data.sa_med2d import Index
 from medisee.engine.verdicts import Decision, Verdict, VerdictStore, agreements, digest_of
-from medisee.errors import DataError, MediSeeError
-from medisee.extras import needs_extra
-from medisee.serve.page import mount
+from medisee.errors import DataError
 from medisee.structures import QARecord, encode_rle
 
-if TYPE_CHECKING:
-    from fastapi import FastAPI
+from . import errors, page
 
 __all__ = ["FACETS", "Queue", "screening_app"]
 
@@ -215,36 +215,16 @@ def screening_app(queue: Queue, token: str | None = None, loopback: bool = True)
     token: asked for as a bearer token where given. loopback: answer only to names of this
     machine, so that no web page can reach the server under a name of its own.
     """
-    with needs_extra("the screening page", "serve"):
-        from fastapi import Depends, FastAPI, HTTPException, Request
-        from fastapi.exceptions import RequestValidationError
-        from fastapi.responses import JSONResponse, Response
-        from starlette.middleware.trustedhost import TrustedHostMiddleware
 
     def check_token(request: Request) -> None:
         given = request.headers.get("authorization", "").removeprefix("Bearer ")
         if token is not None and not secrets.compare_digest(given.encode(), token.encode()):
-            raise HTTPException(401)
-
-    def error(status: int, message: str) -> JSONResponse:
-        return JSONResponse({"error": {"code": str(status), "message": message}}, status)
-
-    async def refused(_: Request, problem: Exception) -> JSONResponse:
-        return error(400, str(problem))
-
-    async def invalid(_: Request, problem: Exception) -> JSONResponse:
-        return error(400, "the request cannot be used")
-
-    async def failed(_: Request, problem: Exception) -> JSONResponse:
-        status = getattr(problem, "status_code", 500)
-        return error(status, "a token is needed" if status == 401 else "there is nothing here")
+            raise errors.ServeError(401, "no_token", "a valid token is needed")
 
     app = FastAPI(title="MediSee screening", docs_url=None, redoc_url=None, openapi_url=None)
     if loopback:
         app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(_LOOPBACK))
-    app.add_exception_handler(MediSeeError, refused)
-    app.add_exception_handler(RequestValidationError, invalid)
-    app.add_exception_handler(HTTPException, failed)
+    errors.install(app)
     guard = [Depends(check_token)]
 
     @app.get("/v1/set", dependencies=guard)
@@ -272,7 +252,7 @@ def screening_app(queue: Queue, token: str | None = None, loopback: bool = True)
         wanted = _wanted({str(name): value for name, value in judgement.filter.items()})
         return {"progress": queue.progress(judgement.name, wanted)}
 
-    mount(app, "screening.html")
+    page.mount(app, "screening.html")
     return app
 
 

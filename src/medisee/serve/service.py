@@ -13,6 +13,7 @@ from starlette.requests import ClientDisconnect
 
 import medisee
 from medisee.io import read_image
+from medisee.questions import check_question
 from medisee.structures import Answer, MedicalImage
 
 from .errors import ServeError
@@ -20,6 +21,7 @@ from .limits import Limits
 from .metrics import Metrics
 from .requests import Inbox, SessionRequest
 from .sessions import Held, SessionStore
+from .sharing import Sharing
 from .suggestions import suggest
 from .worker import Event, Ticket, Worker
 
@@ -42,6 +44,7 @@ class Service:
         self.model, self.limits = model, limits
         self.store = SessionStore(limits)
         self.inbox = Inbox(limits)
+        self.sharing = Sharing()
         self.worker = Worker(model, limits, lambda size: self.metrics.batches.observe(size))
         self.identity = {
             "model": model.name,
@@ -49,6 +52,7 @@ class Service:
             "checksum": f"sha256:{model.checksum}",
         }
         self.metrics = Metrics(self)
+        self.started = int(time.time())
         # Two: a large image must not keep small ones waiting, and memory stays bounded.
         self._pool = ThreadPoolExecutor(2, "medisee-images")
 
@@ -75,11 +79,23 @@ class Service:
         """
         if (data is None) == (asked.example is None):
             raise ServeError(400, "invalid_request", "image: send one, or name an example")
-        name = None if asked.example is None else EXAMPLE + asked.example.removeprefix(EXAMPLE)
-        image = await self.aside(self._read, data if name is None else name, asked.choices)
-        held = Held(await self._in_time(self.worker.open(image)), self.limits)
-        held.suggestions = suggest(self.model, image, name and name.removeprefix(EXAMPLE))
+        name = asked.example and asked.example.removeprefix(EXAMPLE)
+        source = data if data is not None else f"{EXAMPLE}{name}"
+        held = Held(await self._session(source, asked.choices), self.limits)
+        held.suggestions = suggest(self.model, held.image, name)
         return held
+
+    async def _session(self, source: bytes | str, choices: dict[str, Any]) -> Any:
+        """The model's session about an image; the same for all who send it at the same time."""
+
+        async def look() -> Any:
+            image = await self.aside(self._read, source, choices)
+            return await self._in_time(self.worker.open(image))
+
+        if self.limits.batch == 1:
+            return await look()
+        key = await self.aside(self.sharing.key, source, choices)
+        return await self.sharing.get(key, look)
 
     def _read(self, source: bytes | str, choices: dict[str, Any]) -> MedicalImage:
         return read_image(source, limits=self.limits.image, **choices)
@@ -93,12 +109,14 @@ class Service:
     ) -> Asked:
         """Queue questions about an open image, each read with its finished rounds or `history`.
 
-        Raises ServeError where the queue is full.
+        Raises InputError for what is no question, ServeError where the queue is full.
         """
         if len(questions) > self.limits.questions:
             most = self.limits.questions
             raise ServeError(400, "invalid_request", f"question: at most {most} at a time")
-        asked = Asked(held, questions, explain, held.history if history is None else history, self)
+        checked = [check_question(question) for question in questions]
+        rounds = held.history if history is None else _checked(history)
+        asked = Asked(held, checked, explain, rounds, self)
         self.worker.ask(asked.tickets)
         asked.number()
         return asked
@@ -206,6 +224,11 @@ async def unless_gone(request: Request, work: Any) -> Any:
     finally:
         for task in tasks:
             task.cancel()
+
+
+def _checked(history: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Rounds that a client sent along, each as short as a question must be."""
+    return [(check_question(question), check_question(answer)) for question, answer in history]
 
 
 def _too_long() -> ServeError:

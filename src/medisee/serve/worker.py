@@ -170,22 +170,26 @@ class Worker:
         tickets = [ticket for ticket in tickets if not ticket.cancelled]
         if not tickets:
             return
-        self.observe(len(tickets))
         try:
             begun = tickets[0].session.begin(
                 [ticket.question for ticket in tickets], [ticket.history for ticket in tickets]
             )
-            speaking = [
-                (ticket, answer, words)
-                for ticket, (answer, words) in zip(tickets, begun, strict=True)
-            ]
-            for ticket, answer, _ in speaking:
-                ticket.tell(("answer", _as_it_is(answer)))
         except BaseException as error:  # noqa: BLE001 - it belongs to whoever waits
-            for ticket in tickets:
-                ticket.tell(("error", error))
+            self._answer_alone(tickets, error)
             return
+        self.observe(len(tickets))
+        speaking = [(ticket, *each) for ticket, each in zip(tickets, begun, strict=True)]
+        for ticket, answer, _ in speaking:
+            ticket.tell(("answer", _as_it_is(answer)))
         self._speak(speaking)
+
+    def _answer_alone(self, tickets: list[Ticket], error: BaseException) -> None:
+        """After a batch that failed: whose question it was finds out, the others are answered."""
+        if len(tickets) == 1:
+            tickets[0].tell(("error", error))
+            return
+        for ticket in tickets:
+            self._answer([ticket])
 
     def _speak(self, speaking: list[tuple[Ticket, Answer, Iterator[str]]]) -> None:
         """A piece of every explanation in turn, until all are out; who has left is dropped."""
