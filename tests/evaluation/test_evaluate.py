@@ -2,14 +2,14 @@ from __future__ import annotations
 
 import json
 
-import numpy as np
 import pytest
 
+from medisee.data.mlmr_sd import write_records
 from medisee.data.sa_med2d import Index
 from medisee.errors import DataError
-from medisee.evaluation import evaluate, make_pairs, predict, read_predictions, score
-from medisee.evaluation.plain import category_means, centred_boxes, median_boxes, true_boxes
-from medisee.structures import RefusalReason
+from medisee.evaluation import Selection, evaluate, make_pairs
+from medisee.evaluation.predictions import read_lines
+from medisee.structures import QARecord, QATarget, RefusalReason
 from medisee.testing import FakeModel
 
 
@@ -28,8 +28,14 @@ class Counting(FakeModel):
         return super().open(image)
 
 
+def run(model, data, out, questions=None, **more):
+    """Evaluates a model that is there already."""
+    index = Index.open(data)
+    return evaluate(lambda: model, index, Selection(questions=questions), out, **more)
+
+
 def test_pairs(data, questions):
-    pairs = make_pairs(Index.open(data), "test", questions)
+    pairs = make_pairs(Index.open(data), Selection(questions=questions))
     by_kind = {kind: [p for p in pairs if p.kind == kind] for kind in {p.kind for p in pairs}}
     assert {kind: len(found) for kind, found in by_kind.items()} == {
         "referring": 4,  # liver on two images, spleen, optic disc
@@ -49,11 +55,12 @@ def test_pairs(data, questions):
 
 
 def test_pairs_are_limited_and_follow_the_seed(data, questions):
-    index = Index.open(data)
-    few = make_pairs(index, "test", questions, limit=1, seed=5)
-    assert few == make_pairs(index, "test", questions, limit=1, seed=5)
+    index, selection = Index.open(data), Selection(questions=questions, limit=1, seed=5)
+    few = make_pairs(index, selection)
+    assert few == make_pairs(index, selection)
     assert sum(pair.category == "liver" and pair.kind == "referring" for pair in few) == 1
-    assert {p.kind for p in make_pairs(index, "test", questions, kinds=["absent"])} == {"absent"}
+    absent = Selection(questions=questions, kinds=("absent",))
+    assert {p.kind for p in make_pairs(index, absent)} == {"absent"}
 
 
 def test_bad_questions_are_named(data, tmp_path):
@@ -67,17 +74,17 @@ def test_bad_questions_are_named(data, tmp_path):
     ):
         path.write_text(line + "\n")
         with pytest.raises(DataError, match=r"questions.jsonl, line 1"):
-            make_pairs(index, "test", path)
+            make_pairs(index, Selection(questions=path))
     with pytest.raises(DataError, match="cannot be read"):
-        make_pairs(index, "test", tmp_path / "none.jsonl")
+        make_pairs(index, Selection(questions=tmp_path / "none.jsonl"))
     with pytest.raises(DataError, match="unknown kinds"):
-        make_pairs(index, "test", kinds=["riddle"])
+        make_pairs(index, Selection(kinds=("riddle",)))
     with pytest.raises(DataError, match="nothing to ask"):
-        make_pairs(index, "val")
+        make_pairs(index, Selection("val"))
 
 
 def test_evaluate_writes_predictions_and_report(data, questions, tmp_path):
-    report = evaluate(FakeModel(), data, "test", questions, tmp_path / "out")
+    report = run(FakeModel(), data, tmp_path / "out", questions)
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
         "predictions.jsonl",
         "report.json",
@@ -98,23 +105,23 @@ def test_evaluate_writes_predictions_and_report(data, questions, tmp_path):
 def test_images_that_are_done_are_not_opened_again(data, tmp_path):
     stopped = Counting(patience=1)
     with pytest.raises(KeyboardInterrupt):
-        evaluate(stopped, data, out=tmp_path)
+        run(stopped, data, tmp_path)
     path = tmp_path / "predictions.jsonl"
     path.write_text(path.read_text() + '{"id": "half a li')
     again = Counting()
-    report = evaluate(again, data, out=tmp_path)
+    report = run(again, data, tmp_path)
     assert not set(stopped.opened) & set(again.opened)
-    assert len(report.rows) == len(read_predictions(path)) == 4
-    straight = evaluate(Counting(), data, out=tmp_path / "other")
+    assert len(report.rows) == len(list(read_lines(path))) == 4
+    straight = run(Counting(), data, tmp_path / "other")
     assert [row.overlap for row in straight.rows] == [row.overlap for row in report.rows]
 
 
 def test_predictions_of_another_system_are_not_mixed(data, tmp_path):
-    evaluate(FakeModel(), data, out=tmp_path)
+    run(FakeModel(), data, tmp_path)
     other = FakeModel()
     other.name = "other"
     with pytest.raises(DataError, match="another system"):
-        evaluate(other, data, out=tmp_path)
+        run(other, data, tmp_path)
 
 
 def test_predictions_of_other_weights_are_not_mixed(data, tmp_path):
@@ -122,39 +129,72 @@ def test_predictions_of_other_weights_are_not_mixed(data, tmp_path):
     model.folder = tmp_path / "model"
     model.folder.mkdir()
     (model.folder / "model.safetensors").write_bytes(b"first")
-    evaluate(model, data, out=tmp_path / "out")
-    evaluate(model, data, out=tmp_path / "out")
+    run(model, data, tmp_path / "out")
+    run(model, data, tmp_path / "out")
     (model.folder / "model.safetensors").write_bytes(b"second")
     with pytest.raises(DataError, match="other weights"):
-        evaluate(model, data, out=tmp_path / "out")
+        run(model, data, tmp_path / "out")
 
 
-def test_missing_predictions_are_an_error(data):
-    index = Index.open(data)
-    with pytest.raises(DataError, match="4 pairs have no prediction"):
-        score("none", "test", index, make_pairs(index, "test"), {})
+def test_answers_to_other_questions_are_not_mixed(data, questions, tmp_path):
+    run(FakeModel(), data, tmp_path)
+    with pytest.raises(DataError, match="other questions"):
+        run(FakeModel(), data, tmp_path, questions)
 
 
-def figures(system, index, pairs, path):
-    predict(system, index, pairs, path, explain=True)
-    report = score(system.name, "test", index, pairs, read_predictions(path))
-    return {name: figure.value for name, figure in report.figures("referring").items()}
+def test_earlier_rounds_are_asked_first_in_a_session_of_their_own(data, tmp_path):
+    model, index = Remembering(), Index.open(data)
+    path = tmp_path / "set.jsonl"
+    write_records(path, [record(index, "test-a", "one"), record(index, "test-a", "two", "before")])
+    report = run(model, data, tmp_path / "out", path)
+    assert sorted(model.sessions) == [["before", "two"], ["one"]]
+    assert [(row.pair.kind, row.pair.length) for row in report.rows] == [
+        ("implicit", "long"),
+        ("round", "short"),
+    ]
+    assert report.by("perspective", "implicit").keys() == {"location"}
+    assert report.by("length", "round").keys() == {"short"}
 
 
-def test_plain_comparisons(data, tmp_path):
-    index = Index.open(data)
-    pairs = make_pairs(index, "test")
+def test_a_record_set_is_asked_as_it_is(data, tmp_path):
+    index, path = Index.open(data), tmp_path / "set.jsonl"
+    write_records(path, [record(index, "test-a", "one")])
+    [pair] = make_pairs(index, Selection(questions=path))
+    assert pair.masks == ("masks/test-a--0000_000.png",) and pair.labels == ("liver",)
+    elsewhere = record(index, "train-a", "one").model_copy(update={"split": "test"})
+    write_records(path, [elsewhere])
+    with pytest.raises(DataError, match="has no image"):
+        make_pairs(index, Selection(questions=path))
 
-    def fill(image, box):
-        x1, y1, x2, y2 = map(int, box)
-        mask = np.zeros((image.height, image.width), bool)
-        mask[y1:y2, x1:x2] = True
-        return mask
 
-    true = figures(true_boxes(index, "test", pairs, fill), index, pairs, tmp_path / "t")
-    assert true["dice"] == true["box_iou"] == 1.0 and true["named"] == 1.0
-    mean = figures(category_means(index, pairs), index, pairs, tmp_path / "m")
-    median = figures(median_boxes(index, pairs), index, pairs, tmp_path / "b")
-    centred = figures(centred_boxes(pairs), index, pairs, tmp_path / "c")
-    assert 0.8 < mean["dice"] < 1 and 0.8 < median["box_iou"] < 1
-    assert centred["dice"] < median["dice"]
+def record(index, image, question, *earlier):
+    """About the liver of an image; with earlier rounds it is a round."""
+    found = next(each for each in index if each.image == f"images/{image}.png")
+    target = QATarget(label="liver", masks=list(found.files("liver")), box=(5, 5, 25, 35))
+    return QARecord(
+        id=question, image=found.image, kind="round" if earlier else "implicit",
+        targets=[target], question=question, split=found.split, perspective="location",
+        length=None if earlier else "long",
+        history=[{"question": text, "answer": ""} for text in earlier],
+    )  # fmt: skip
+
+
+class Remembering(FakeModel):
+    """Keeps what was asked in each session."""
+
+    def __init__(self):
+        super().__init__()
+        self.sessions = []
+
+    def open(self, image):
+        session = super().open(image)
+        self.sessions.append(session.asked)
+        return session
+
+
+@pytest.mark.slow
+def test_workers_give_the_same(data, tmp_path):
+    index, selection = Index.open(data), Selection()
+    one = evaluate(FakeModel, index, selection, tmp_path / "one")
+    two = evaluate(FakeModel, index, selection, tmp_path / "two", workers=2)
+    assert [row.overlap for row in one.rows] == [row.overlap for row in two.rows]

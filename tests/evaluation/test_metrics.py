@@ -12,10 +12,15 @@ from medisee.evaluation.metrics import (
     Overlap,
     accuracy_at,
     bootstrap_interval,
+    bootstrap_intervals,
     cumulative_iou,
     expected_calibration_error,
+    holm,
     mean_iou,
+    paired_difference,
     refusal_rates,
+    risk_coverage,
+    surface_dice,
 )
 
 masks = st.lists(st.booleans(), min_size=12, max_size=12).map(lambda b: np.array(b).reshape(3, 4))
@@ -105,3 +110,62 @@ def test_calibration_error():
     assert expected_calibration_error([0.9] * 10, [True] * 9 + [False]) == pytest.approx(0.0)
     assert expected_calibration_error([1.0, 1.0], [False, False]) == 1.0
     assert expected_calibration_error([], []) == 0.0
+
+
+def test_several_figures_share_their_resamples():
+    rng = np.random.default_rng(1)
+    tops, belows = rng.random((40, 3)), 1 + rng.random((40, 3))
+    clusters = rng.integers(0, 12, 40)
+    together = bootstrap_intervals(tops, clusters, belows)
+    for column, interval in enumerate(together):
+        alone = bootstrap_interval(tops[:, column], clusters, belows[:, column])
+        for name in ("value", "low", "high", "n"):
+            assert getattr(interval, name) == pytest.approx(getattr(alone, name))
+
+
+def test_paired_difference_of_equal_and_of_different_systems():
+    rng = np.random.default_rng(2)
+    values, ones, images = rng.random(200), np.ones(200), np.repeat(np.arange(50), 4)
+    same = paired_difference((values, ones), (values, ones), images)
+    assert (same.value, same.low, same.high, same.p) == (0.0, 0.0, 0.0, 1.0)
+    better = paired_difference((values + 0.2, ones), (values, ones), images)
+    assert better.value == pytest.approx(0.2) and better.p < 0.01 and better.low > 0
+    noise = paired_difference((rng.permutation(values), ones), (values, ones), images)
+    assert noise.p > 0.05 and noise.low < 0 < noise.high
+
+
+def test_a_paired_difference_is_narrower_than_the_two_intervals():
+    rng = np.random.default_rng(3)
+    hard = rng.random(300)
+    first, second, ones = hard + 0.02 * rng.random(300), hard, np.ones(300)
+    difference = paired_difference((first, ones), (second, ones), np.arange(300))
+    alone = bootstrap_interval(first, np.arange(300))
+    assert difference.high - difference.low < 0.2 * (alone.high - alone.low)
+
+
+def test_holm():
+    assert holm([0.01, 0.04, 0.03]).tolist() == pytest.approx([0.03, 0.06, 0.06])
+    assert holm([0.9, 0.8]).tolist() == [1.0, 1.0]
+
+
+def test_risk_coverage():
+    perfect = risk_coverage([0.9, 0.8, 0.2, 0.1], [True, True, False, False])
+    assert perfect.coverage.tolist() == [0.25, 0.5, 0.75, 1.0]
+    assert perfect.risk.tolist() == pytest.approx([0, 0, 1 / 3, 0.5])
+    reverse = risk_coverage([0.1, 0.2, 0.8, 0.9], [True, True, False, False])
+    assert perfect.area < reverse.area
+    tied = risk_coverage([0.5] * 4, [True, False, True, False])
+    assert (tied.coverage.tolist(), tied.risk.tolist(), tied.area) == ([1.0], [0.5], 0.5)
+    with pytest.raises(ValueError, match="nothing"):
+        risk_coverage([], [])
+
+
+def test_surface_dice():
+    pytest.importorskip("scipy")
+    square, empty = np.zeros((20, 20), bool), np.zeros((20, 20), bool)
+    square[5:15, 5:15] = True
+    moved = np.roll(square, 2, axis=0)
+    assert surface_dice(square, square, 0) == 1.0
+    assert surface_dice(empty, empty, 1) == 1.0 and surface_dice(square, empty, 1) == 0.0
+    assert surface_dice(square, moved, 2) == 1.0 > surface_dice(square, moved, 1.9)
+    assert surface_dice(square, moved, 1, spacing=(0.5, 9)) == 1.0

@@ -54,12 +54,14 @@ def compile_model(
 def _asked(data: Path | None) -> Iterator[tuple[Any, list[str]]]:
     """Images and questions: the examples, and one image for each label of the val split."""
     from medisee.data.sa_med2d import Index
-    from medisee.evaluation import make_pairs
+    from medisee.evaluation import Selection, make_pairs
     from medisee.examples import list_examples
 
     for example in list_examples():
         yield f"example:{example.name}", [example.question, "What is the weather like?"]
     if data is not None:
         index = Index.open(data)
-        for image, pairs in groupby(make_pairs(index, "val", limit=1), key=lambda p: p.image):
+        for image, pairs in groupby(
+            make_pairs(index, Selection("val", limit=1)), key=lambda p: p.image
+        ):
             yield index.root / image, [pair.question for pair in pairs]

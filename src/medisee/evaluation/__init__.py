@@ -1,61 +1,65 @@
 """Free-running evaluation of anything that answers questions about images.
 
-`evaluate` asks, scores and writes the report; `score` needs predictions only. A system is
-whatever follows the protocol: `open(image)` gives a session, `ask(questions)` one answer each.
-Nothing is read from a reference answer.
+`evaluate` asks, scores and writes the report; `predict` and `score` are its two halves, `score`
+needs no model. A system is whatever follows the protocol: `open(image)` gives a session,
+`ask(questions)` one answer each. Nothing is read from a reference answer.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from medisee.data.sa_med2d import Index
-from medisee.evaluation.pairs import Pair, make_pairs
+from medisee.evaluation.comparing import Comparison, compare_systems, comparison_table
+from medisee.evaluation.pairs import KINDS, Pair, Selection, make_pairs
 from medisee.evaluation.parity import Parity, compare
-from medisee.evaluation.predictions import Model, Session, predict, read_predictions
-from medisee.evaluation.report import Report, Row, score
+from medisee.evaluation.predictions import Model, Session, predict
+from medisee.evaluation.report import Report, Row
+from medisee.evaluation.scoring import score
 
 __all__ = [
+    "KINDS",
+    "PREDICTIONS",
+    "Comparison",
     "Model",
     "Pair",
     "Parity",
     "Report",
     "Row",
+    "Selection",
     "Session",
     "compare",
+    "compare_systems",
+    "comparison_table",
     "evaluate",
     "make_pairs",
     "predict",
-    "read_predictions",
     "score",
 ]
 
+PREDICTIONS = "predictions.jsonl"
+"""Name of the predictions in a run's folder."""
+
 
 def evaluate(
-    model: Model,
-    data: str | Path,
-    split: str = "test",
-    questions: str | Path | None = None,
+    make: Callable[[], Model],
+    index: Index,
+    selection: Selection,
     out: str | Path = "evaluation",
-    limit: int | None = 4,
-    kinds: Collection[str] | None = None,
-    seed: int = 0,
     explain: bool = True,
+    about: Mapping[str, Any] | None = None,
+    workers: int = 1,
 ) -> Report:
-    """Asks `model` about a split of the data set in the folder `data` and scores its answers.
+    """Asks the system that `make` gives about a selection of the data set and scores its answers.
 
-    Without a question file, every label of the split is asked for by name; a file of the public
-    benchmark's format adds its implicit, referring, several-target and absent questions. `limit`:
-    images per label or question, None for all. `kinds`: a selection of referring, implicit,
-    several, absent. `explain` False leaves the text out, and with it the figure `named`.
-    The folder `out` takes predictions.jsonl, report.json and report.md; a run that was stopped
-    goes on there. Raises DataError for bad data, questions, or an `out` of another system.
+    `explain` False leaves the text out, and with it the figure `named`. The folder `out` takes
+    predictions.jsonl, report.json and report.md; a run that was stopped goes on there. Raises
+    DataError for bad data, questions, or an `out` of another system.
     """
-    index = Index.open(data)
-    pairs = make_pairs(index, split, questions, limit, kinds, seed)
-    path = Path(out) / "predictions.jsonl"
-    predict(model, index, pairs, path, explain)
-    report = score(model.name, split, index, pairs, read_predictions(path))
+    path = Path(out) / PREDICTIONS
+    predict(make, index, selection, path, explain, about, workers)
+    report = score(path, index, selection.questions)
     report.save(out)
     return report

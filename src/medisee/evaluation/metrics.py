@@ -13,17 +13,26 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from medisee.extras import needs_extra
+
 __all__ = [
     "PRINTED",
+    "Difference",
     "Interval",
     "Overlap",
     "RefusalRates",
+    "RiskCoverage",
     "accuracy_at",
     "bootstrap_interval",
+    "bootstrap_intervals",
     "cumulative_iou",
     "expected_calibration_error",
+    "holm",
     "mean_iou",
+    "paired_difference",
     "refusal_rates",
+    "risk_coverage",
+    "surface_dice",
 ]
 
 PRINTED = {
@@ -110,18 +119,94 @@ def bootstrap_interval(
     (N,) ids; all questions about one image are drawn together, since they are not independent.
     Percentiles 2.5 and 97.5 of `samples` resamples. Raises ValueError when there is nothing.
     """
-    top = np.asarray(numerators, dtype=float)
-    below = np.ones_like(top) if denominators is None else np.asarray(denominators, dtype=float)
-    if top.size == 0:
+    top = np.asarray(numerators, dtype=float)[:, None]
+    below = None if denominators is None else np.asarray(denominators, dtype=float)[:, None]
+    return bootstrap_intervals(top, clusters, below, samples, seed)[0]
+
+
+def bootstrap_intervals(
+    numerators: NDArray[np.float64],
+    clusters: ArrayLike,
+    denominators: NDArray[np.float64] | None = None,
+    samples: int = 1000,
+    seed: int = 0,
+) -> list[Interval]:
+    """`bootstrap_interval` of M figures (N, M) of the same questions, on the same resamples."""
+    if len(numerators) == 0:
         raise ValueError("there is nothing to average")
-    _, cluster = np.unique(np.asarray(clusters), return_inverse=True)
-    tops, belows = np.bincount(cluster, top), np.bincount(cluster, below)
+    below = np.ones_like(numerators) if denominators is None else denominators
+    tops, belows = _by_cluster(numerators, clusters), _by_cluster(below, clusters)
     count = len(tops)
     draws = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), samples)
-    resampled = _ratio(draws @ tops, draws @ belows)
+    weights = draws.astype(float)
+    resampled = _ratio(weights @ tops, weights @ belows)
+    low, high = np.percentile(resampled, [2.5, 97.5], axis=0)
+    value = _ratio(numerators.sum(axis=0), below.sum(axis=0))
+    return [
+        Interval(float(v), float(a), float(b), len(numerators))
+        for v, a, b in zip(value, low, high, strict=True)
+    ]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A figure of one system minus that of another on the same questions.
+
+    low, high: 95 % bootstrap interval; p: two-sided, of the hypothesis that the systems could be
+    swapped image by image; n: questions.
+    """
+
+    value: float
+    low: float
+    high: float
+    p: float
+    n: int
+
+
+def paired_difference(
+    first: tuple[ArrayLike, ArrayLike],
+    second: tuple[ArrayLike, ArrayLike],
+    clusters: ArrayLike,
+    samples: int = 2000,
+    seed: int = 0,
+) -> Difference:
+    """Two systems on the same questions, each as numerators (N,) and denominators (N,).
+
+    The interval resamples clusters for both systems at once; p is a permutation test that swaps
+    the systems within clusters at random (p is at least 1 / (samples + 1)).
+    """
+    a, b = (_by_cluster(np.stack(each, axis=1).astype(float), clusters) for each in (first, second))
+    rng = np.random.default_rng(seed)
+    count = len(a)
+    draws = rng.multinomial(count, np.full(count, 1 / count), samples).astype(float)
+    resampled = _ratios(draws @ a) - _ratios(draws @ b)
     low, high = np.percentile(resampled, [2.5, 97.5])
-    value = _ratio(top.sum(), below.sum())
-    return Interval(float(value), float(low), float(high), int(top.size))
+    swaps = rng.integers(0, 2, (samples, count)).astype(float) @ (b - a)
+    swapped = _ratios(a.sum(axis=0) + swaps) - _ratios(b.sum(axis=0) - swaps)
+    value = float(_ratios(a.sum(axis=0)) - _ratios(b.sum(axis=0)))
+    as_far = np.count_nonzero(np.abs(swapped) >= abs(value) - 1e-12)
+    p = (1 + as_far) / (samples + 1)
+    return Difference(value, float(low), float(high), float(p), len(np.asarray(clusters)))
+
+
+def holm(p_values: ArrayLike) -> NDArray[np.float64]:
+    """(N,) p-values corrected for N tests (Holm 1979)."""
+    p = np.asarray(p_values, dtype=float)
+    order = np.argsort(p)
+    steps = p[order] * np.arange(len(p), 0, -1)
+    corrected = np.empty_like(p)
+    corrected[order] = np.minimum(np.maximum.accumulate(steps), 1.0)
+    return corrected
+
+
+def _by_cluster(values: NDArray[np.float64], clusters: ArrayLike) -> NDArray[np.float64]:
+    """(N, M) values of N questions -> (C, M) sums over the clusters."""
+    _, which = np.unique(np.asarray(clusters), return_inverse=True)
+    return np.stack([np.bincount(which, column) for column in values.T], axis=1)
+
+
+def _ratios(sums: NDArray[np.float64]) -> NDArray[np.float64]:
+    return _ratio(sums[..., 0], sums[..., 1])
 
 
 def _ratio(top: ArrayLike, below: ArrayLike) -> NDArray[np.float64]:
@@ -165,3 +250,52 @@ def expected_calibration_error(scores: ArrayLike, correct: ArrayLike, bins: int 
     which = np.minimum((scores * bins).astype(int), bins - 1)
     gaps = np.bincount(which, scores - correct, minlength=bins)
     return float(np.abs(gaps).sum() / scores.size) if scores.size else 0.0
+
+
+@dataclass(frozen=True)
+class RiskCoverage:
+    """Share wrong among the most certain answers, for each share of answers kept.
+
+    coverage: (K,) rising to 1; risk: (K,) share wrong among them; area: mean risk over all
+    coverages (AURC; lower is better). Answers of equal score are kept or dropped together.
+    """
+
+    coverage: NDArray[np.float64]
+    risk: NDArray[np.float64]
+    area: float
+
+
+def risk_coverage(scores: ArrayLike, correct: ArrayLike) -> RiskCoverage:
+    """From scores (N,) and whether each answer was right (N,); ValueError when there is none."""
+    scores, correct = np.asarray(scores, dtype=float), np.asarray(correct, dtype=float)
+    if scores.size == 0:
+        raise ValueError("there is nothing to keep or drop")
+    order = np.argsort(-scores, kind="stable")
+    ends = np.flatnonzero(np.append(np.diff(scores[order]) != 0, True))
+    wrong = np.cumsum(1 - correct[order])[ends]
+    risk, coverage = wrong / (ends + 1), (ends + 1) / scores.size
+    return RiskCoverage(coverage, risk, float((risk * np.diff(coverage, prepend=0)).sum()))
+
+
+def surface_dice(
+    predicted: NDArray[np.bool_],
+    true: NDArray[np.bool_],
+    tolerance: float,
+    spacing: tuple[float, float] = (1.0, 1.0),
+) -> float:
+    """Normalised surface distance of two (H, W) masks: share of outline pixels near the other's.
+
+    An outline pixel is one of the mask with a 4-neighbour outside it; near is within `tolerance`,
+    in mm by `spacing` (row, column) (Nikolov et al. 2018). 1 when both are empty, 0 when one is.
+    """
+    with needs_extra("the surface distance", "stats"):
+        from scipy.ndimage import binary_erosion, distance_transform_edt
+    if not predicted.any() or not true.any():
+        return float(predicted.any() == true.any())
+    first, second = (mask & ~binary_erosion(mask) for mask in (predicted, true))
+    to_first, to_second = (
+        distance_transform_edt(~outline, sampling=spacing) for outline in (first, second)
+    )
+    near = np.count_nonzero(to_second[first] <= tolerance)
+    near += np.count_nonzero(to_first[second] <= tolerance)
+    return float(near / (np.count_nonzero(first) + np.count_nonzero(second)))

@@ -1,32 +1,68 @@
-"""What is asked about which image: the pairs of an evaluation, chosen by seed alone."""
+"""What is asked about which image: the pairs of an evaluation, chosen by seed alone.
+
+Questions come from the labels (a template names each), from a file of the benchmark's format
+(questions without images), or from a question-answer set (`QARecord`s, each about one image).
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import random
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from medisee.data.mlmr_sd import read_records
 from medisee.data.sa_med2d import ImageRecord, Index
 from medisee.engine import referring_question
 from medisee.entities import load_entities
 from medisee.errors import DataError
-from medisee.structures import RefusalReason
+from medisee.structures import QARecord, RefusalReason
 
-__all__ = ["Pair", "make_pairs"]
+T = TypeVar("T")
 
-KINDS = ("referring", "implicit", "several", "absent")
+__all__ = ["KINDS", "Pair", "Selection", "make_pairs"]
+
+KINDS = ("referring", "implicit", "several", "absent", "round")
+SHORT = 12
+"""A question of at most so many words is short."""
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which questions are asked about which images of a data set.
+
+    split: of the data set; questions: a question file, or a question-answer set, or None (every
+    label, by name); limit: images for each label or question (of a question-answer set, records
+    for each category and kind), None for all; kinds: a selection of `KINDS`.
+    """
+
+    split: str = "test"
+    questions: Path | None = None
+    limit: int | None = 4
+    kinds: tuple[str, ...] | None = None
+    seed: int = 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types, the question file by its content's SHA-256."""
+        digest = None
+        if self.questions is not None:
+            digest = hashlib.sha256(_read_bytes(self.questions)).hexdigest()
+        fields = {"split": self.split, "limit": self.limit, "seed": self.seed}
+        return {**fields, "kinds": self.kinds and list(self.kinds), "questions": digest}
 
 
 @dataclass(frozen=True)
 class Pair:
     """A question about an image, with its answer key: labels, or a reason why there is none.
 
-    kind: referring | implicit | several | absent; category: the label, or the labels joined by
-    " + ", or the reason of the refusal; style: what the question file says, else "template".
+    kind: one of `KINDS`; category: the label, or the labels joined by " + ", or the reason of the
+    refusal; style: what the question file says, else "template" or "record"; masks: the files
+    whose union is the target; length: short | long; perspective: attribute | location, where the
+    record tells; history: the questions of earlier rounds.
     """
 
     id: str
@@ -37,7 +73,11 @@ class Pair:
     modality: str
     question: str
     labels: tuple[str, ...]
+    masks: tuple[str, ...] = ()
     reason: RefusalReason | None = None
+    length: str = "short"
+    perspective: str | None = None
+    history: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -65,35 +105,86 @@ class _Asked:
         )
 
 
-def make_pairs(
-    index: Index,
-    split: str,
-    questions: str | Path | None = None,
-    limit: int | None = 4,
-    kinds: Collection[str] | None = None,
-    seed: int = 0,
-) -> list[Pair]:
-    """The pairs of a split, those of one image together.
+def make_pairs(index: Index, selection: Selection) -> list[Pair]:
+    """The pairs of a selection, those of one image together.
 
-    A referring template asks for every label of the split on up to `limit` images of it (None:
-    all); every question of the JSONL file `questions` is asked on up to `limit` images that hold
-    its labels, or, where it asks for something absent, whose modality and body part it names.
-    A label in hundreds of images thus weighs no more than a rare one. Raises DataError for a bad
-    question file, an unknown kind, or when nothing is left to ask.
+    A referring template asks for every label of the split on up to `limit` images of it; every
+    question of a benchmark file is asked on up to `limit` images that hold its labels, or, where
+    it asks for something absent, whose modality and body part it names. A label in hundreds of
+    images thus weighs no more than a rare one. A question-answer set is asked as it is, without
+    templates. Raises DataError for a bad question file, an unknown kind, or when nothing is left.
     """
-    if unknown := sorted(set(kinds or ()) - set(KINDS)):
+    if unknown := sorted(set(selection.kinds or ()) - set(KINDS)):
         raise DataError(f"unknown kinds of question: {', '.join(unknown)}")
-    images = list(index.records(split))
-    pairs = list(_template_pairs(images, limit, seed))
-    if questions is not None:
-        for asked in _read_questions(Path(questions)):
-            fitting = [image for image in images if asked.fits(image)]
-            pairs += [_pair(asked, image) for image in _draw(fitting, limit, f"{seed}|{asked.id}")]
-    wanted = [pair for pair in pairs if kinds is None or pair.kind in kinds]
+    images = list(index.records(selection.split))
+    if selection.questions is not None and _holds_records(selection.questions):
+        pairs = _record_pairs(images, selection)
+    else:
+        pairs = _question_pairs(images, selection)
+    wanted = [pair for pair in pairs if selection.kinds is None or pair.kind in selection.kinds]
     if not wanted:
-        raise DataError(f"there is nothing to ask about the split '{split}'")
+        raise DataError(f"there is nothing to ask about the split '{selection.split}'")
     order = {image.image: number for number, image in enumerate(images)}
     return sorted(wanted, key=lambda pair: order[pair.image])
+
+
+def _question_pairs(images: Sequence[ImageRecord], selection: Selection) -> list[Pair]:
+    limit, seed = selection.limit, selection.seed
+    pairs = list(_template_pairs(images, limit, seed))
+    if selection.questions is not None:
+        for asked in _read_questions(selection.questions):
+            fitting = [image for image in images if asked.fits(image)]
+            pairs += [_pair(asked, image) for image in _draw(fitting, limit, f"{seed}|{asked.id}")]
+    return pairs
+
+
+def _holds_records(path: Path) -> bool:
+    """Whether the first line is a question-answer record, which says its image."""
+    first = _read_bytes(path).lstrip().split(b"\n", 1)[0]
+    try:
+        return "image" in json.loads(first)
+    except (ValueError, TypeError):
+        return False  # the reader of questions names the line
+
+
+def _record_pairs(images: Sequence[ImageRecord], selection: Selection) -> list[Pair]:
+    known = {image.image: image for image in images}
+    groups: dict[tuple[str, str], list[Pair]] = defaultdict(list)
+    for record in read_records(selection.questions or ""):
+        if record.split not in (None, selection.split):
+            continue
+        if record.image not in known:
+            raise DataError(f"record {record.id}: the split has no image {record.image}")
+        pair = _pair_of(record, known[record.image])
+        groups[pair.kind, pair.category].append(pair)
+    return [
+        pair
+        for (kind, category), pairs in groups.items()
+        for pair in _draw(pairs, selection.limit, f"{selection.seed}|{kind}|{category}")
+    ]
+
+
+def _pair_of(record: QARecord, image: ImageRecord) -> Pair:
+    labels = tuple(target.label for target in record.targets)
+    return Pair(
+        id=record.id,
+        image=record.image,
+        kind=record.kind,
+        category=record.refusal.value if record.refusal else " + ".join(labels),
+        style="record",
+        modality=record.modality or image.modality,
+        question=record.question,
+        labels=labels,
+        masks=tuple(file for target in record.targets for file in target.masks),
+        reason=record.refusal,
+        length=record.length or _length(record.question),
+        perspective=record.perspective,
+        history=tuple(earlier.question for earlier in record.history),
+    )
+
+
+def _length(question: str) -> str:
+    return "short" if len(question.split()) <= SHORT else "long"
 
 
 def _template_pairs(images: Sequence[ImageRecord], limit: int | None, seed: int) -> Iterator[Pair]:
@@ -113,10 +204,10 @@ def _template_pairs(images: Sequence[ImageRecord], limit: int | None, seed: int)
             yield _pair(asked, image)
 
 
-def _draw(images: Sequence[ImageRecord], limit: int | None, seed: str) -> Sequence[ImageRecord]:
-    if limit is None or len(images) <= limit:
-        return images
-    return random.Random(seed).sample(images, limit)
+def _draw(items: Sequence[T], limit: int | None, seed: str) -> Sequence[T]:
+    if limit is None or len(items) <= limit:
+        return items
+    return random.Random(seed).sample(items, limit)
 
 
 def _pair(asked: _Asked, image: ImageRecord) -> Pair:
@@ -129,17 +220,15 @@ def _pair(asked: _Asked, image: ImageRecord) -> Pair:
         modality=image.modality,
         question=asked.question,
         labels=asked.labels,
+        masks=tuple(file for label in asked.labels for file in image.files(label)),
         reason=asked.reason,
+        length=_length(asked.question),
     )
 
 
 def _read_questions(path: Path) -> Iterator[_Asked]:
-    try:
-        lines: Iterable[str] = path.read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise DataError(f"{path.name}: cannot be read: {error.strerror}") from error
     seen: set[str] = set()
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(_read_bytes(path).decode("utf-8", "replace").splitlines(), 1):
         if line.strip():
             asked = _parse(line, f"{path.name}, line {number}")
             if asked.id in seen:
@@ -148,11 +237,18 @@ def _read_questions(path: Path) -> Iterator[_Asked]:
             yield asked
 
 
+def _read_bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path.name}: cannot be read: {error.strerror}") from error
+
+
 def _parse(line: str, where: str) -> _Asked:
     try:
         entry = json.loads(line)
         kind = entry["kind"]
-        if kind not in KINDS:
+        if kind not in KINDS or kind == "round":  # a round needs the image it began with
             raise ValueError(f"kind '{kind}'")
         labels = tuple(entry["labels"]) if kind == "several" else (entry.get("label"),)
         reason = RefusalReason(entry["reason"]) if kind == "absent" else None

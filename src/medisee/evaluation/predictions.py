@@ -1,29 +1,34 @@
 """Asking a system all the pairs, into one JSONL file that survives a kill.
 
-The first line states what was asked; each further line is the answer to one pair, masks as COCO
-RLE. Images whose pairs are all there are not opened again.
+The first line states what was asked of whom; each further line is the answer to one pair, masks as
+COCO RLE. What is there already is not asked again.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property
 from itertools import groupby
 from pathlib import Path
 from typing import Any, Protocol, TypedDict
+from uuid import uuid4
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from medisee.data.sa_med2d import Index
 from medisee.errors import DataError
-from medisee.evaluation.pairs import Pair
+from medisee.evaluation.pairs import Pair, Selection, make_pairs
+from medisee.parallel import each
 from medisee.structures import RLE, Answer, MedicalImage, encode_rle
 
-__all__ = ["Model", "Prediction", "Session", "predict", "read_predictions"]
+__all__ = ["Header", "Model", "Prediction", "Session", "predict", "read_header", "read_lines"]
 
-FORMAT = "medisee.predictions/1"
+FORMAT = "medisee.predictions/2"
 
 
 class Session(Protocol):
@@ -47,6 +52,21 @@ class Model(Protocol):
         ...
 
 
+class Header(TypedDict):
+    """The first line: who was asked what.
+
+    model: its name; weights: SHA-256 over its folder's files, or None; explain: with words;
+    asked: the `Selection`; about: what else the report shall say (system, readiness, settings).
+    """
+
+    format: str
+    model: str
+    weights: str | None
+    explain: bool
+    asked: dict[str, Any]
+    about: dict[str, Any]
+
+
 class PredictedFinding(TypedDict):
     """One finding: score in [0, 1], box xyxy px, mask on the image's grid."""
 
@@ -56,7 +76,11 @@ class PredictedFinding(TypedDict):
 
 
 class Prediction(TypedDict):
-    """The answer to one pair."""
+    """The answer to one pair.
+
+    seconds: of each phase, as the system states them, and "wall": opening the image and answering
+    all its questions, divided by their number; memory: the process's peak so far in MB, or None.
+    """
 
     id: str
     image: str
@@ -65,50 +89,128 @@ class Prediction(TypedDict):
     refusal: str | None
     findings: list[PredictedFinding]
     seconds: dict[str, float]
+    memory: float | None
 
 
-def predict(model: Model, index: Index, pairs: Sequence[Pair], path: Path, explain: bool) -> None:
-    """Appends the answers that `path` still lacks: one session per image, one call to ask."""
-    weights = _fingerprint(getattr(model, "folder", None))
-    header = {"format": FORMAT, "model": model.name, "weights": weights, "explain": explain}
-    done = _resume(path, header)
+def predict(
+    make: Callable[[], Model],
+    index: Index,
+    selection: Selection,
+    path: Path,
+    explain: bool = True,
+    about: Mapping[str, Any] | None = None,
+    workers: int = 1,
+) -> None:
+    """Appends the answers that `path` still lacks: one session per image, one call to ask.
+
+    make: gives the system; with more than one worker it must be picklable, and each worker calls
+    it once. A pair with earlier rounds gets a session of its own, in which they are asked first.
+    Raises DataError when the file holds answers of another system, or to another selection.
+    """
+    pairs = make_pairs(index, selection)
+    asker = _Asker(make, index, explain)
+    done = _resume(path, _header(asker.model, selection, explain, about or {}))
     missing = [pair for pair in pairs if pair.id not in done]
+    groups = [list(g) for _, g in groupby(missing, key=lambda pair: (pair.image, pair.history))]
     with path.open("a", encoding="utf-8") as out, _progress() as bar:
-        task = bar.add_task(f"Asking {model.name}", total=len(pairs), completed=len(done))
-        for image, group in groupby(missing, key=lambda pair: pair.image):
-            asked = list(group)
-            lines = _answers(model, _open_image(index, image), asked, explain)
+        task = bar.add_task(f"Asking {asker.model.name}", total=len(pairs), completed=len(done))
+        for lines in each(asker, groups, workers):
             out.write("".join(json.dumps(line) + "\n" for line in lines))
             out.flush()
-            bar.advance(task, len(asked))
+            bar.advance(task, len(lines))
 
 
-def read_predictions(path: Path) -> dict[str, Prediction]:
-    """The predictions of a file by pair; DataError when a line is broken."""
-    return {line["id"]: line for line in _lines(path)[1:]}  # type: ignore[misc]
+def read_header(path: Path) -> Header:
+    """The first line of a predictions file; DataError when it is none."""
+    try:
+        with path.open(encoding="utf-8") as file:
+            header = json.loads(file.readline())
+    except OSError as error:
+        raise DataError(f"{path.name}: cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise DataError(f"{path.name}: the first line is not valid JSON") from error
+    if not isinstance(header, dict) or header.get("format") != FORMAT:
+        raise DataError(f"{path.name}: is no predictions file of the format {FORMAT}")
+    return header  # type: ignore[return-value]
 
 
-def _answers(
-    model: Model, image: MedicalImage, pairs: Sequence[Pair], explain: bool
-) -> Iterator[Prediction]:
-    answers = model.open(image).ask([pair.question for pair in pairs], explain=explain)
-    for pair, answer in zip(pairs, answers, strict=True):
-        yield {
-            "id": pair.id,
-            "image": pair.image,
-            "question": pair.question,
-            "text": answer.text,
-            "refusal": None if answer.refusal is None else answer.refusal.value,
-            "findings": [
-                {
-                    "score": float(finding.score),
-                    "box": [round(float(edge), 3) for edge in finding.box],
-                    "mask": encode_rle(finding.mask),
-                }
-                for finding in answer.findings
-            ],
-            "seconds": {phase: float(s) for phase, s in answer.seconds.items()},
-        }
+def read_lines(path: Path) -> Iterator[tuple[int, Prediction | None]]:
+    """Streams number and answer of every line after the first; None where it is not one."""
+    with path.open(encoding="utf-8", errors="replace") as file:
+        next(file, None)
+        for number, line in enumerate(file, 2):
+            try:
+                entry = json.loads(line)
+            except ValueError:
+                entry = None
+            yield number, entry if isinstance(entry, dict) else None  # type: ignore[misc]
+
+
+class _Asker:
+    """Answers the questions about one image; travels to workers without its model."""
+
+    def __init__(self, make: Callable[[], Model], index: Index, explain: bool) -> None:
+        self._make, self._index, self._explain = make, index, explain
+        self._key = uuid4().hex
+
+    @cached_property
+    def model(self) -> Model:
+        return self._make()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "model"}
+
+    def __call__(self, pairs: Sequence[Pair]) -> list[Prediction]:
+        model = _in_this_process(self)
+        image = _open_image(self._index, pairs[0].image)
+        started = time.perf_counter()
+        session = model.open(image)
+        for earlier in pairs[0].history:
+            session.ask([earlier], explain=self._explain)
+        answers = session.ask([pair.question for pair in pairs], explain=self._explain)
+        wall = (time.perf_counter() - started) / len(pairs)
+        return [_prediction(p, a, wall) for p, a in zip(pairs, answers, strict=True)]
+
+
+_MADE: dict[str, Model] = {}
+
+
+def _in_this_process(asker: _Asker) -> Model:
+    """The asker's model; a worker is sent a copy of the asker with every image, and makes one."""
+    if asker._key not in _MADE:
+        _MADE.clear()
+        _MADE[asker._key] = asker.model
+    return _MADE[asker._key]
+
+
+def _prediction(pair: Pair, answer: Answer, wall: float) -> Prediction:
+    return {
+        "id": pair.id,
+        "image": pair.image,
+        "question": pair.question,
+        "text": answer.text,
+        "refusal": None if answer.refusal is None else answer.refusal.value,
+        "findings": [
+            {
+                "score": float(finding.score),
+                "box": [round(float(edge), 3) for edge in finding.box],
+                "mask": encode_rle(finding.mask),
+            }
+            for finding in answer.findings
+        ],
+        "seconds": {**{phase: float(s) for phase, s in answer.seconds.items()}, "wall": wall},
+        "memory": _peak_memory(),
+    }
+
+
+def _peak_memory() -> float | None:
+    """The most memory that this process has held, in MB; None on Windows, which has no such call."""
+    try:
+        import resource
+    except ImportError:
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return round(peak / (1e6 if sys.platform == "darwin" else 1e3), 1)
 
 
 def _open_image(index: Index, file: str) -> MedicalImage:
@@ -124,21 +226,38 @@ def _open_image(index: Index, file: str) -> MedicalImage:
     )
 
 
-def _resume(path: Path, header: dict[str, Any]) -> set[str]:
+def _header(model: Model, selection: Selection, explain: bool, about: Mapping[str, Any]) -> Header:
+    return {
+        "format": FORMAT,
+        "model": model.name,
+        "weights": _fingerprint(getattr(model, "folder", None)),
+        "explain": explain,
+        "asked": selection.to_dict(),
+        "about": json.loads(json.dumps(about)),
+    }
+
+
+def _resume(path: Path, header: Header) -> set[str]:
     """The ids that are in the file, after cutting off a line that a kill left unfinished."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("ab+") as file:
         file.seek(0)
         file.truncate(file.read().rfind(b"\n") + 1)
-    lines = _lines(path)
-    if not lines:
+    if not path.stat().st_size:
         path.write_text(json.dumps(header) + "\n", encoding="utf-8")
-    elif lines[0] != header:
+        return set()
+    found = read_header(path)
+    if found["asked"] != header["asked"]:
+        raise DataError(f"{path}: holds answers to other questions; choose another folder")
+    if found != header:
         raise DataError(
-            f"{path.name}: holds predictions of another system or of other weights; "
+            f"{path}: holds answers of another system, of other weights or of other settings; "
             "choose another folder"
         )
-    return {line["id"] for line in lines[1:]}
+    lines = list(read_lines(path))
+    if broken := [number for number, line in lines if line is None or "id" not in line]:
+        raise DataError(f"{path}, line {broken[0]}: is not an answer; take the line out")
+    return {line["id"] for _, line in lines if line is not None}
 
 
 def _fingerprint(folder: Path | None) -> str | None:
@@ -153,17 +272,6 @@ def _fingerprint(folder: Path | None) -> str | None:
                 while chunk := content.read(1 << 20):
                     digest.update(chunk)
     return digest.hexdigest()
-
-
-def _lines(path: Path) -> list[dict[str, Any]]:
-    lines: list[dict[str, Any]] = []
-    with path.open(encoding="utf-8") as file:
-        for number, line in enumerate(file, 1):
-            try:
-                lines.append(json.loads(line))
-            except ValueError as error:
-                raise DataError(f"{path.name}, line {number}: is not valid JSON") from error
-    return lines
 
 
 def _progress() -> Progress:

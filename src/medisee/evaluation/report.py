@@ -1,37 +1,38 @@
-"""From predictions and masks to figures: one row per pair, then tables with intervals."""
+"""Figures of one system on one split, made of one row per question: tables with intervals."""
 
 from __future__ import annotations
 
 import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from itertools import groupby
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from medisee.boxes import box_iou, mask_to_box
-from medisee.data.sa_med2d import Index
-from medisee.entities import Entities, load_entities
-from medisee.errors import DataError
 from medisee.evaluation.metrics import (
     PRINTED,
     Interval,
     Overlap,
-    bootstrap_interval,
+    RiskCoverage,
+    bootstrap_intervals,
     expected_calibration_error,
     refusal_rates,
+    risk_coverage,
 )
 from medisee.evaluation.pairs import Pair
-from medisee.evaluation.predictions import Prediction
-from medisee.structures import decode_rle
 
-__all__ = ["Report", "Row", "score"]
+__all__ = ["SURFACE", "Report", "Row", "columns"]
 
 Figures = Mapping[str, Interval]
+
+SURFACE = {"surface_dice": "NSD"}
+"""The figure that is there on request, and what tables call it."""
+
+FIELDS = ("category", "modality", "style", "length", "perspective")
+"""Fields of the pairs by which figures are told apart."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,8 @@ class Row:
 
     overlap: of the union of the findings with the union of the targets (an absent pair has no
     target); box_iou: of the boxes around them; named: does the answer's text name every label;
-    score: of the only finding, else None; findings: how many there were.
+    score: of the only finding, else None; findings: how many there were; seconds: to answer;
+    memory: peak of the process in MB; surface: normalised surface distance, where it was asked for.
     """
 
     pair: Pair
@@ -50,27 +52,43 @@ class Row:
     refused: bool
     score: float | None
     findings: int
+    seconds: float | None = None
+    memory: float | None = None
+    surface: float | None = None
 
 
 @dataclass(frozen=True)
 class Report:
-    """All rows of one system on one split, and the tables made of them."""
+    """All rows of one system on one split, and the tables made of them.
+
+    about: what else is known of the system (key, readiness, settings).
+    """
 
     model: str
     split: str
     rows: Sequence[Row]
+    about: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def kinds(self) -> list[str]:
+        """The kinds of question that have targets, in the order of the rows."""
+        return list(dict.fromkeys(row.pair.kind for row in self.rows if row.pair.labels))
+
+    def of_kind(self, kind: str) -> list[Row]:
+        """The rows of a kind that have targets."""
+        return [row for row in self.rows if row.pair.kind == kind and row.pair.labels]
 
     def figures(self, kind: str) -> Figures:
         """Every figure of the rows of a kind that has targets; empty when there is no such row."""
-        rows = [row for row in self.rows if row.pair.kind == kind]
-        return _figures(rows) if rows and kind != "absent" else {}
+        rows = self.of_kind(kind)
+        return _figures(rows) if rows else {}
 
     def by(self, field: str, kind: str) -> dict[str, Figures]:
         """The figures of a kind for each value of a field of the pairs, e.g. `category`."""
         groups: dict[str, list[Row]] = defaultdict(list)
-        for row in self.rows:
-            if row.pair.kind == kind and kind != "absent":
-                groups[getattr(row.pair, field)].append(row)
+        for row in self.of_kind(kind):
+            groups[str(getattr(row.pair, field))].append(row)
+        groups.pop("None", None)  # not told
         return {value: _figures(groups[value]) for value in sorted(groups)}
 
     def refusal(self) -> dict[str, float | None]:
@@ -90,43 +108,64 @@ class Report:
 
     def calibration(self) -> float | None:
         """ECE of the scores of single findings against IoU > 0.5; None without such findings."""
-        scored = [row for row in self.rows if row.score is not None]
-        correct = [row.overlap.iou > 0.5 and row.pair.kind != "absent" for row in scored]
-        scores = [row.score for row in scored if row.score is not None]
-        return expected_calibration_error(scores, correct) if scored else None
+        scores, correct = self._scored()
+        return expected_calibration_error(scores, correct) if scores else None
+
+    def risk_coverage(self) -> RiskCoverage | None:
+        """Of the scores of single findings, wrong being IoU <= 0.5; None without such findings."""
+        scores, correct = self._scored()
+        return risk_coverage(scores, correct) if scores else None
+
+    def _scored(self) -> tuple[list[float], list[bool]]:
+        scored = [(row, row.score) for row in self.rows if row.score is not None]
+        correct = [row.overlap.iou > 0.5 and bool(row.pair.labels) for row, _ in scored]
+        return [score for _, score in scored], correct
+
+    def cost(self) -> dict[str, float | None]:
+        """Mean and 95th percentile of the seconds a question took, and the peak memory in MB."""
+        seconds = [row.seconds for row in self.rows if row.seconds is not None]
+        memory = [row.memory for row in self.rows if row.memory is not None]
+        return {
+            "seconds_mean": float(np.mean(seconds)) if seconds else None,
+            "seconds_p95": float(np.percentile(seconds, 95)) if seconds else None,
+            "memory_mb": max(memory, default=None),
+        }
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types: every table, and one line per pair."""
-        kinds = list(dict.fromkeys(row.pair.kind for row in self.rows))
         return {
             "model": self.model,
+            "about": dict(self.about),
             "split": self.split,
             "pairs": len(self.rows),
             "images": len({row.pair.image for row in self.rows}),
-            "kinds": {kind: _plain(self.figures(kind)) for kind in kinds if kind != "absent"},
+            "kinds": {kind: _plain(self.figures(kind)) for kind in self.kinds},
             **{
-                table: {
-                    kind: {value: _plain(f) for value, f in self.by(table, kind).items()}
-                    for kind in kinds
-                    if kind != "absent"
+                field: {
+                    kind: {value: _plain(f) for value, f in self.by(field, kind).items()}
+                    for kind in self.kinds
                 }
-                for table in ("category", "modality", "style")
+                for field in FIELDS
             },
             "refusal": self.refusal(),
             "ece": self.calibration(),
+            "risk_coverage": _curve(self.risk_coverage()),
+            "cost": self.cost(),
             "rows": [_row_dict(row) for row in self.rows],
         }
 
     def to_markdown(self) -> str:
         """The tables that a person reads first, in per cent with 95 % intervals."""
-        kinds = list(dict.fromkeys(row.pair.kind for row in self.rows if row.pair.labels))
-        lines = [f"# {self.model} on {self.split}", "", *_table("kind", _kinds(self, kinds))]
-        for kind in kinds:
-            for field in ("modality", "category"):
-                lines += ["", f"## {kind} by {field}", "", *_table(field, self.by(field, kind))]
+        per_kind = {kind: self.figures(kind) for kind in self.kinds}
+        lines = [f"# {self.model} on {self.split}", "", *_about(self), *_table("kind", per_kind)]
+        for kind in self.kinds:
+            for name in ("length", "perspective", "modality", "category"):
+                if groups := self.by(name, kind):
+                    lines += ["", f"## {kind} by {name}", "", *_table(name, groups)]
         rates = {name: "-" if r is None else f"{100 * r:.1f}" for name, r in self.refusal().items()}
         lines += ["", "## Refusal", "", f"| {' | '.join(rates)} |", "| --- " * len(rates) + "|"]
-        return "\n".join([*lines, f"| {' | '.join(rates.values())} |", ""])
+        lines += [f"| {' | '.join(rates.values())} |", "", "## Score and cost", ""]
+        return "\n".join([*lines, *_score_and_cost(self), ""])
 
     def save(self, folder: str | Path) -> list[Path]:
         """Writes `report.json` and `report.md` into the folder and gives their paths."""
@@ -141,88 +180,86 @@ class Report:
         return [folder / name for name in texts]
 
 
-def score(
-    model: str,
-    split: str,
-    index: Index,
-    pairs: Sequence[Pair],
-    predictions: Mapping[str, Prediction],
-) -> Report:
-    """Compares the predictions with the masks of the data set; no model is needed.
-
-    Raises DataError when a pair has no prediction or a mask is of another size than its image.
-    """
-    missing = [pair.id for pair in pairs if pair.id not in predictions]
-    if missing:
-        raise DataError(f"{len(missing)} pairs have no prediction, the first is {missing[0]}")
-    records = {record.image: record for record in index.records(split)}
-    rows: list[Row] = []
-    for image, group in groupby(pairs, key=lambda pair: pair.image):
-        record = records[image]
-        asked = list(group)
-        labels = {label for pair in asked for label in pair.labels}
-        masks = {label: index.load_mask(record, label) for label in labels}
-        empty = np.zeros(index.load_image(record).shape[:2], dtype=bool)
-        for pair in asked:
-            true = np.logical_or.reduce([empty, *(masks[label] for label in pair.labels)])
-            rows.append(_row(pair, predictions[pair.id], true, load_entities()))
-    return Report(model, split, rows)
-
-
-def _row(pair: Pair, prediction: Prediction, true: NDArray[np.bool_], entities: Entities) -> Row:
-    findings = prediction["findings"]
-    masks = [decode_rle(finding["mask"]) for finding in findings]
-    if any(mask.shape != true.shape for mask in masks):
-        raise DataError(f"{pair.id}: the predicted mask is of another size than the image")
-    predicted = np.logical_or.reduce([np.zeros_like(true), *masks])
-    named = {entity.name for entity in entities.find(prediction["text"])}
-    return Row(
-        pair=pair,
-        overlap=Overlap.of(predicted, true),
-        box_iou=_box_iou([finding["box"] for finding in findings], true),
-        named=bool(pair.labels) and set(pair.labels) <= named,
-        refused=prediction["refusal"] is not None or not findings,
-        score=findings[0]["score"] if len(findings) == 1 else None,
-        findings=len(findings),
-    )
-
-
-def _box_iou(boxes: Sequence[Sequence[float]], true: NDArray[np.bool_]) -> float:
-    """IoU of the box around all boxes with the box around the truth; 0 when one is missing."""
-    around = mask_to_box(true)
-    if around is None or not boxes:
-        return 0.0
-    edges = np.asarray(boxes, dtype=float)
-    union = np.concatenate([edges[:, :2].min(axis=0), edges[:, 2:].max(axis=0)])
-    return float(box_iou(union[None], np.asarray(around)[None])[0, 0])
-
-
-def _figures(rows: Sequence[Row]) -> Figures:
-    images = [row.pair.image for row in rows]
+def columns(
+    rows: Sequence[Row],
+) -> tuple[dict[str, NDArray[np.float64]], dict[str, NDArray[np.float64]]]:
+    """Numerators and denominators (N,) of every figure; a mean's denominators are ones."""
     overlaps = [row.overlap for row in rows]
-    means: dict[str, list[float]] = {
+    tops: dict[str, Sequence[float]] = {
         "dice": [overlap.dice for overlap in overlaps],
         "mean_iou": [overlap.iou for overlap in overlaps],
         "box_iou": [row.box_iou for row in rows],
         "accuracy_at_0.5": [row.box_iou > 0.5 for row in rows],
         "named": [row.named for row in rows],
         "answered": [not row.refused for row in rows],
+        "cumulative_iou": [overlap.intersection for overlap in overlaps],
     }
-    found = {name: bootstrap_interval(values, images) for name, values in means.items()}
-    unions = [overlap.union for overlap in overlaps]
-    tops = [overlap.intersection for overlap in overlaps]
-    return found | {"cumulative_iou": bootstrap_interval(tops, images, unions)}
+    surfaces = [row.surface for row in rows if row.surface is not None]
+    if rows and len(surfaces) == len(rows):
+        tops["surface_dice"] = surfaces
+    arrays = {name: np.asarray(values, dtype=float) for name, values in tops.items()}
+    belows = {name: np.ones(len(rows)) for name in arrays}
+    belows["cumulative_iou"] = np.array([overlap.union for overlap in overlaps], dtype=float)
+    return arrays, belows
 
 
-def _kinds(report: Report, kinds: Sequence[str]) -> dict[str, Figures]:
-    return {kind: report.figures(kind) for kind in kinds}
+def _figures(rows: Sequence[Row]) -> Figures:
+    tops, belows = columns(rows)
+    images = np.array([row.pair.image for row in rows])
+    found = bootstrap_intervals(
+        np.stack(list(tops.values()), axis=1), images, np.stack(list(belows.values()), axis=1)
+    )
+    return dict(zip(tops, found, strict=True))
+
+
+def _curve(found: RiskCoverage | None, points: int = 101) -> dict[str, Any] | None:
+    """The area and at most so many points of the curve."""
+    if found is None:
+        return None
+    kept = np.unique(np.linspace(0, len(found.risk) - 1, points).round().astype(int))
+    pairs = zip(found.coverage[kept], found.risk[kept], strict=True)
+    return {
+        "area": found.area,
+        "curve": [[round(float(c), 4), round(float(r), 4)] for c, r in pairs],
+    }
+
+
+def _about(report: Report) -> list[str]:
+    known = {name: value for name, value in report.about.items() if value not in (None, "", {})}
+    return [f"{name}: {value}  " for name, value in known.items()] + [""] * bool(known)
+
+
+def _score_and_cost(report: Report) -> list[str]:
+    kept, cost = report.risk_coverage(), report.cost()
+    values = {
+        "expected calibration error": _per_cent(report.calibration()),
+        "area under risk-coverage": _per_cent(kept and kept.area),
+        "seconds a question": _number(cost["seconds_mean"], 2),
+        "slowest 5 %, seconds": _number(cost["seconds_p95"], 2),
+        "peak memory, MB": _number(cost["memory_mb"], 0),
+    }
+    return [
+        f"| {' | '.join(values)} |",
+        "| --- " * len(values) + "|",
+        f"| {' | '.join(values.values())} |",
+    ]
+
+
+def _per_cent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.1f}"
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"
 
 
 def _table(first: str, rows: Mapping[str, Figures]) -> list[str]:
-    head = [first, "n", *PRINTED.values()]
+    asked = any(key in figures for figures in rows.values() for key in SURFACE)
+    printed = PRINTED | (SURFACE if asked else {})
+    head = [first, "n", *printed.values()]
     lines = [f"| {' | '.join(head)} |", "| --- " * len(head) + "|"]
     for name, figures in rows.items():
-        cells = [_cell(figures[key]) for key in PRINTED]
+        cells = [_cell(figures[key]) if key in figures else "-" for key in printed]
         lines.append(f"| {' | '.join([name, str(figures['dice'].n), *cells])} |")
     return lines
 
@@ -236,8 +273,9 @@ def _plain(figures: Figures) -> dict[str, Any]:
 
 
 def _row_dict(row: Row) -> dict[str, Any]:
-    return {
+    found = {
         "id": row.pair.id,
+        "image": row.pair.image,
         "kind": row.pair.kind,
         "category": row.pair.category,
         "dice": round(row.overlap.dice, 4),
@@ -248,3 +286,4 @@ def _row_dict(row: Row) -> dict[str, Any]:
         "score": row.score,
         "findings": row.findings,
     }
+    return found if row.surface is None else {**found, "surface_dice": round(row.surface, 4)}

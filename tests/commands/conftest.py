@@ -1,0 +1,5 @@
+"""Fixtures of the commands' tests."""
+
+from smallset import data, questions
+
+__all__ = ["data", "questions"]
