@@ -102,17 +102,17 @@ export function closeSession(id) {
 
 /**
  * Asks a question and reads the streamed answer: on.answer(answer) once the masks are there,
- * on.text(piece) for the explanation. Resolves with the whole answer; rejects with a Trouble of
- * kind "lost" when the stream ends before that.
+ * on.text(piece) for the explanation. Resolves with {answer, round}, whole and with its number in
+ * the session; rejects with a Trouble of kind "lost" when the stream ends before that.
  */
 export async function ask(id, question, on, signal) {
   const headers = { Accept: "text/event-stream" };
   const body = { question, explain: true };
   const response = await postJson(`v1/sessions/${id}/ask`, body, { headers, signal });
-  for await (const { event, data } of events(response.body)) {
+  for await (const { event, data, id: round } of events(response.body)) {
     if (event === "answer") on.answer(data);
     else if (event === "text") on.text(data.piece);
-    else if (event === "done") return data;
+    else if (event === "done") return { answer: data, round };
     else if (event === "error") throw toTrouble(data.error?.status ?? 500, data.error, 3);
   }
   throw lost();
@@ -155,11 +155,11 @@ async function readOrGiveUp(reader) {
 }
 
 function parseEvent(block) {
-  const fields = { event: "message", data: [] };
+  const fields = { event: "message", id: null, data: [] };
   for (const line of block.split("\n")) {
     const [, name, value] = line.match(/^(\w+): ?(.*)$/) ?? [];
-    if (name === "event") fields.event = value;
+    if (name === "event" || name === "id") fields[name] = value;
     if (name === "data") fields.data.push(value);
   }
-  return fields.data.length ? { event: fields.event, data: JSON.parse(fields.data.join("\n")) } : null;
+  return fields.data.length ? { ...fields, data: JSON.parse(fields.data.join("\n")) } : null;
 }

@@ -26,7 +26,7 @@ async function open(source, name, choices = {}) {
   try {
     await use(await load(source, name, choices));
   } catch (error) {
-    sayNotOpened(error, () => open(source, name, choices));
+    sayNotOpened(error, name, () => open(source, name, choices));
   } finally {
     clearTimeout(wait);
     loading.hidden = true;
@@ -76,14 +76,16 @@ function show(round) {
   setTools();
 }
 
-function sayNotOpened(error, again) {
+function sayNotOpened(error, name, again) {
   const trouble = error instanceof Trouble ? error : new Trouble("refused", "The image could not be shown.");
   const titles = {
     lost: "The server cannot be reached",
     busy: "The server is full at the moment",
     denied: "A token is needed",
   };
-  const title = titles[trouble.kind] ?? "This could not be opened";
+  const title = titles[trouble.kind] ?? `${name} could not be opened`;
+  // The server knows no file's name, and calls each one "image".
+  const words = sentence(trouble.message.replace(/^image: (is )?/, (_, is) => (is ? "It is " : "")));
   const way = el("button", { type: "button", class: "button small" }, "Try again");
   way.addEventListener("click", again);
   const other = el("button", { type: "button", class: "button small" }, "Choose another file");
@@ -93,7 +95,7 @@ function sayNotOpened(error, again) {
     "div",
     { class: "card trouble", role: "alert" },
     icon("alert"),
-    el("div", {}, el("h4", {}, title), el("p", {}, sentence(trouble.message)), el("div", { class: "ways" }, ways)),
+    el("div", {}, el("h4", {}, title), el("p", {}, words), el("div", { class: "ways" }, ways)),
   );
   if (document.body.dataset.state === "open") notice(card);
   else byId("welcome-trouble").replaceChildren(card);
@@ -129,9 +131,9 @@ function showChoices() {
     byId(what).value = info[what] ?? choices[what] ?? 0;
     byId(`${what}-number`).textContent = `${Number(byId(what).value) + 1} of ${count}`;
   }
-  byId("plane-field").hidden = !info.plane;
+  byId("plane-field").hidden = !(info.slices && info.plane);
   byId("plane").value = choices.plane ?? "";
-  byId("window-field").hidden = !info.windowed;
+  byId("window-field").hidden = !info.grey;
   const known = [...byId("window").options].some((option) => option.value === (choices.window ?? ""));
   byId("window").value = known ? (choices.window ?? "") : "custom";
   byId("custom-field").hidden = byId("window").value !== "custom";
@@ -192,7 +194,7 @@ async function converse(round, signal) {
   };
   const whole = await ask(round.view.session, round.question, on, signal);
   round.view.rounds += 1;
-  round.finish(whole, round.view.rounds);
+  round.finish(whole.answer, whole.round);
   if (shown === round) show(round);
   follow(round);
 }
@@ -242,7 +244,7 @@ async function reopened(old) {
   try {
     return { ...(await load(old.source, old.name, old.choices)), bitmap: old.bitmap };
   } catch (error) {
-    sayNotOpened(error, () => open(old.source, old.name, old.choices));
+    sayNotOpened(error, old.name, () => open(old.source, old.name, old.choices));
     return null;
   }
 }
@@ -392,14 +394,13 @@ function listenToTools() {
 }
 
 async function listExamples() {
-  const answer = await getJson("v1/examples").catch(() => null);
-  const examples = answer?.examples ?? answer ?? [];
+  const examples = await getJson("v1/examples").catch(() => []);
   byId("example-list").replaceChildren(...examples.map(exampleCard));
   byId("examples").hidden = examples.length === 0;
 }
 
 function exampleCard({ name, description, question, modality }) {
-  const source = { example: `example:${name}` };
+  const source = { example: name };
   const start = async () => {
     await open(source, name);
     if (view?.source === source) write(question);

@@ -309,7 +309,7 @@ function tag(finding, index, image) {
     "div",
     { class: "tag", "data-index": index },
     el("span", { class: "tag-name" }, labelOf(finding, index)),
-    el("span", {}, percent(finding.score)),
+    finding.score === undefined ? null : el("span", {}, percent(finding.score)),
     el("span", { class: "tag-size" }, `${extent(finding, image)}, ${surface(finding, image)}`),
   );
   node.style.setProperty("--colour", colourOf(index));
