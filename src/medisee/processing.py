@@ -241,6 +241,12 @@ class MediSeeProcessor:
             ModelError: if either is missing or unreadable.
         """
         folder = Path(folder)
+        for name in ("processor_config.json", "tokenizer.json"):
+            if not (folder / name).is_file():
+                raise ModelError(
+                    f"{folder} has no tokenizer ({name} is missing), so it cannot be asked; a "
+                    "converted model gets one with medisee convert --tokenizer FOLDER"
+                )
         try:
             values = json.loads((folder / "processor_config.json").read_text())
             tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
