@@ -22,8 +22,8 @@ class Limits:
     rounds: answers of a session that can still be downloaded.
     queue: questions and images that wait for the model; more are told to come again.
     batch: questions that go through the model together; with 1 nothing is done together, and an
-        image that several clients send is looked at for each of them. gather_seconds: how long the first of
-        them waits for others about the same image.
+        image that several clients send is looked at for each of them. gather_seconds: how long
+        the first question waits for others about the same image.
     request_seconds: from a question's arrival to its last word. patience_seconds: how long a
         client may keep silent in the middle of sending or receiving.
     """
