@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -23,100 +23,93 @@ _RULE = "Which images and targets stay"
 _SHOWN_FLAWS = 10
 
 
+def _option(panel: str, help: str, **more: Any) -> Any:
+    return typer.Option(help=help, rich_help_panel=panel, **more)
+
+
+Source = Annotated[
+    Path, typer.Argument(metavar="SOURCE", help="Folder, or annotation file, to bring in.")
+]
+To = Annotated[Path, typer.Option(metavar="OUT", help="Folder of the data set.")]
+Format = Annotated[
+    str,
+    typer.Option(
+        "--format",
+        help="sa-med2d, pairs, coco, label-studio, decathlon, totalsegmentator or dicom. "
+        "Default: told from the content.",
+    ),
+]
+Name = Annotated[str, typer.Option(help="Name of the source in file names. Default: the folder's.")]
+Images = Annotated[
+    Path | None, typer.Option(help="Folder of the images that an annotation file is about.")
+]
+SlicePlane = Annotated[
+    Plane | None, typer.Option(help="Plane of a volume's slices. Default: as acquired.")
+]
+
+Label = Annotated[str, _option(_SAYS, "The class that all masks show.")]
+Classes = Annotated[
+    Path | None,
+    _option(
+        _SAYS,
+        'Value or name in the source -> class, as in {"1": "liver"}; null leaves it out.',
+        metavar="FILE.json",
+    ),
+]
+Modality = Annotated[str, _option(_SAYS, "CT, MR-T1, ultrasound, X-ray ...")]
+BodyPart = Annotated[str, _option(_SAYS, "Default: where the labels lie.")]
+Licence = Annotated[str, _option(_SAYS, "Licence of all images.")]
+LabelledBy = Annotated[str, _option(_SAYS, "human, model, atlas ...")]
+Patient = Annotated[
+    str,
+    _option(
+        _SAYS,
+        "Its group is the patient in an image's name, as in '^(p[0-9]+)_'.",
+        metavar="REGEX",
+    ),
+]
+
+Slices = Annotated[int, _option(_RULE, "Most slices of one volume.", min=1)]
+MinArea = Annotated[float, _option(_RULE, "Least share of the image for a target.", min=0, max=1)]
+MaxArea = Annotated[float, _option(_RULE, "Most share of the image.", min=0, max=1)]
+MinContrast = Annotated[
+    float, _option(_RULE, "Least span of the image's grey values.", min=0, max=255)
+]
+MinCompleteness = Annotated[
+    float, _option(_RULE, "Least share of a target's outline off the image's edge.", min=0, max=1)
+]
+PerCategory = Annotated[int, _option(_RULE, "Images for each class; 0 for all.", min=0)]
+
+
 def import_data(
-    source: Annotated[
-        Path, typer.Argument(metavar="SOURCE", help="Folder, or annotation file, to bring in.")
-    ],
-    to: Annotated[Path, typer.Option("--to", metavar="OUT", help="Folder of the data set.")],
-    form: Annotated[
-        str,
-        typer.Option(
-            "--format",
-            help="pairs, coco, label-studio, decathlon, totalsegmentator or dicom. "
-            "Default: told from the content.",
-        ),
-    ] = "",
-    name: Annotated[
-        str, typer.Option(help="Name of the source in file names. Default: the folder's.")
-    ] = "",
-    images: Annotated[
-        Path | None, typer.Option(help="Folder of the images that an annotation file is about.")
-    ] = None,
-    label: Annotated[
-        str, typer.Option(help="The class that all masks show.", rich_help_panel=_SAYS)
-    ] = "",
-    classes: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE.json",
-            help='Value or name in the source -> class, as in {"1": "liver"}; null leaves it out.',
-            rich_help_panel=_SAYS,
-        ),
-    ] = None,
-    modality: Annotated[
-        str, typer.Option(help="CT, MR-T1, ultrasound, X-ray ...", rich_help_panel=_SAYS)
-    ] = "",
-    body_part: Annotated[
-        str,
-        typer.Option(help="Default: where the labels lie.", rich_help_panel=_SAYS),
-    ] = "",
-    licence: Annotated[
-        str, typer.Option(help="Licence of all images.", rich_help_panel=_SAYS)
-    ] = "",
-    labelled_by: Annotated[
-        str, typer.Option(help="human, model, atlas ...", rich_help_panel=_SAYS)
-    ] = "",
-    patient: Annotated[
-        str,
-        typer.Option(
-            metavar="REGEX",
-            help="Its group is the patient in an image's name, as in '^(p[0-9]+)_'.",
-            rich_help_panel=_SAYS,
-        ),
-    ] = "",
-    plane: Annotated[
-        Plane | None,
-        typer.Option(help="Plane of a volume's slices. Default: as acquired."),
-    ] = None,
+    source: Source,
+    to: To,
+    form: Format = "",
+    name: Name = "",
+    images: Images = None,
+    label: Label = "",
+    classes: Classes = None,
+    modality: Modality = "",
+    body_part: BodyPart = "",
+    licence: Licence = "",
+    labelled_by: LabelledBy = "",
+    patient: Patient = "",
+    plane: SlicePlane = None,
     window: WindowOption = None,
-    slices: Annotated[
-        int, typer.Option(min=1, help="Most slices of one volume.", rich_help_panel=_RULE)
-    ] = 8,
-    min_area: Annotated[
-        float,
-        typer.Option(
-            min=0, max=1, help="Least share of the image for a target.", rich_help_panel=_RULE
-        ),
-    ] = 100 / 256**2,
-    max_area: Annotated[
-        float,
-        typer.Option(min=0, max=1, help="Most share of the image.", rich_help_panel=_RULE),
-    ] = 0.95,
-    min_contrast: Annotated[
-        float,
-        typer.Option(
-            min=0, max=255, help="Least span of the image's grey values.", rich_help_panel=_RULE
-        ),
-    ] = 16,
-    min_completeness: Annotated[
-        float,
-        typer.Option(
-            min=0,
-            max=1,
-            help="Least share of a target's outline off the image's edge.",
-            rich_help_panel=_RULE,
-        ),
-    ] = 0.75,
-    per_category: Annotated[
-        int, typer.Option(min=0, help="Images for each class; 0 for all.", rich_help_panel=_RULE)
-    ] = 0,
+    slices: Slices = 8,
+    min_area: MinArea = 100 / 256**2,
+    max_area: MaxArea = 0.95,
+    min_contrast: MinContrast = 16,
+    min_completeness: MinCompleteness = 0.75,
+    per_category: PerCategory = 0,
     as_json: JsonOption = False,
 ) -> None:
     """Bring labelled images of another format into SA-Med2D-20M's layout.
 
-    Reads pairs of images and masks, COCO, Label Studio, NIfTI volumes with label maps (Medical
-    Segmentation Decathlon, nnU-Net, TotalSegmentator) and DICOM series with DICOM-SEG. A bad file
-    is reported and never ends the import; a run that was stopped goes on where it was.
+    Reads SA-Med2D-20M itself, pairs of images and masks, COCO, Label Studio, NIfTI volumes with
+    label maps (Medical Segmentation Decathlon, nnU-Net, TotalSegmentator) and DICOM series with
+    DICOM-SEG. A bad file is reported and never ends the import; a run that was stopped goes on
+    where it was.
 
     Example: medisee data import Task09_Spleen --to data --licence "CC BY-SA 4.0"
     """
@@ -175,6 +168,8 @@ def _show(report: ImportReport, to: Path) -> None:
     ]
     if rows:
         output().print(plain_table(["left out", "why", "count"], rows, right={2}))
+    if report.bound:
+        print_text(f"No licence is known to let {report.bound} of the images be passed on.")
     if report.uncurated:
         print_text(f"Not in the class table, kept as they are: {', '.join(report.uncurated)}")
     for file, reason, _ in sorted(report.flaws)[:_SHOWN_FLAWS]:

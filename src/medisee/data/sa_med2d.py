@@ -1,9 +1,9 @@
 """SA-Med2D-20M's layout, indexed by streaming.
 
-    images/<modality>_00--<source>--<id>.png
+    images/<modality>_<sequence or 00>--<source>--<case>[--<axis>_<slice>].png
     masks/<image stem>--<class id>_<instance>.png
     SAMed2D_v1.json                      image -> its mask files
-    SAMed2D_v1_class_mapping_id.json     class -> id
+    SAMed2D_v1_class_mapping_id.json     class -> id, or source -> class -> id
     index.jsonl                          optional: modality, body part, plane, patient, split...
 
 Without `index.jsonl` the labels come from the class ids in the mask names, the modality and the
@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -26,18 +27,60 @@ from PIL import Image
 
 from medisee.errors import DataError
 
-__all__ = ["ImageRecord", "Index", "MaskFile"]
+__all__ = ["ImageName", "ImageRecord", "Index", "MaskFile"]
 
 _MASK_NAME = re.compile(r"--(\d+)_(\d+)\.png$")
-_IMAGE_NAME = re.compile(r"^(?P<modality>.+?)_\d+--(?P<source>.+?)--")
 _MODALITIES = {
     "ct": "CT",
     "mr": "MR",
     "pet": "PET",
     "us": "ultrasound",
     "x_ray": "X-ray",
+    "fundus_photography": "fundus",
 }
-_CHUNK = 1 << 20
+_SEQUENCES = {
+    "t1w": "T1",
+    "t2w": "T2",
+    "t1c": "T1Gd",
+    "t1ce": "T1Gd",
+    "t1gd": "T1Gd",
+    "cmr": "cine",
+}
+_BETWEEN, _COLON = re.compile(r"[\s,]*"), re.compile(r"\s*:\s*")
+_CHUNK, _ITEM = 1 << 20, 1 << 12
+_PAIRS = "SAMed2D_v1.json"
+
+
+@dataclass(frozen=True)
+class ImageName:
+    """What an image's file name tells; "" means that it does not.
+
+    case: as its own data set calls it; slice: axis and number, "" of an image without depth.
+    """
+
+    modality: str = ""
+    source: str = ""
+    case: str = ""
+    slice: str = ""
+
+    @classmethod
+    def of(cls, file: str) -> ImageName:
+        """Of `images/mr_t1--BraTS2021--BraTS2021_00218--z_0141.png` and the like."""
+        kind, *rest = Path(file).stem.split("--")
+        if not rest:
+            return cls()
+        source, case, *place = [*rest, ""] if len(rest) == 1 else rest
+        number = place[0] if place and place[0] != "2d_none" else ""
+        return cls(_modality(kind), source, case, number)
+
+
+def _modality(kind: str) -> str:
+    """ct_00 -> CT, mr_t1 -> MR-T1, x_ray -> X-ray; CT's perfusion maps are CT."""
+    kind = re.sub(r"_\d+$", "", kind.lower())
+    first, _, sequence = kind.partition("_")
+    if first == "mr" and sequence:
+        return f"MR-{_SEQUENCES.get(sequence, sequence.upper())}"
+    return _MODALITIES.get(kind) or _MODALITIES.get(first) or kind
 
 
 @dataclass(frozen=True)
@@ -87,7 +130,7 @@ class Index:
         root = Path(folder)
         if not root.is_dir():
             raise DataError(f"{folder}: there is no such data folder")
-        if not (root / "index.jsonl").is_file() and not (root / "SAMed2D_v1.json").is_file():
+        if not (root / "index.jsonl").is_file() and not (root / _PAIRS).is_file():
             raise DataError(f"{folder}: has neither index.jsonl nor SAMed2D_v1.json")
         return cls(root)
 
@@ -102,6 +145,37 @@ class Index:
         if (self.root / "index.jsonl").is_file():
             return self._read_index()
         return self._read_pairs()
+
+    def offsets(self) -> Iterator[tuple[int, str]]:
+        """Streams where each image's entry begins (see `at`), and something that tells it apart.
+
+        20 million masks fit in memory as these numbers, not as records.
+        """
+        path = self.root / "index.jsonl"
+        if path.is_file():
+            with path.open("rb") as lines:
+                start = 0
+                for line in lines:
+                    if line.strip():
+                        yield start, line.decode(errors="replace")
+                    start += len(line)
+        else:
+            with (self.root / _PAIRS).open(encoding="latin-1", newline="") as stream:
+                yield from ((start, key) for start, key, _ in _object_items(stream))
+
+    def at(self, offset: int) -> Iterator[ImageRecord | DataError]:
+        """What `entries` gives for the image whose entry begins there."""
+        path = self.root / "index.jsonl"
+        if path.is_file():
+            with path.open("rb") as lines:
+                lines.seek(offset)
+                line = lines.readline().decode(errors="replace")
+            yield _record_or_error(line, f"index.jsonl, byte {offset}")
+            return
+        with (self.root / _PAIRS).open("rb") as stream:
+            stream.seek(offset)
+            image, files = _item_of(stream)
+        yield from self._pair(image, files)
 
     def records(self, split: str | None = None) -> Iterator[ImageRecord]:
         """Streams the records, those of one split when it is given."""
@@ -148,38 +222,53 @@ class Index:
                     yield _record_or_error(line, f"index.jsonl, line {number}")
 
     def _read_pairs(self) -> Iterator[ImageRecord | DataError]:
-        with (self.root / "SAMed2D_v1.json").open(encoding="utf-8") as stream:
-            for image, files in _object_items(stream, "SAMed2D_v1.json"):
-                name = _IMAGE_NAME.match(Path(image).name)
-                modality = name["modality"] if name else ""
-                masks = [self._mask(file) for file in files]
-                yield from (mask for mask in masks if isinstance(mask, DataError))
-                yield ImageRecord(
-                    image=image,
-                    masks=tuple(mask for mask in masks if isinstance(mask, MaskFile)),
-                    modality=_MODALITIES.get(modality, modality),
-                    source=name["source"] if name else "",
-                )
+        with (self.root / _PAIRS).open(encoding="utf-8") as stream:
+            for _, image, files in _object_items(stream):
+                yield from self._pair(image, files)
+
+    def _pair(self, image: str, files: Iterable[str]) -> Iterator[ImageRecord | DataError]:
+        name = ImageName.of(image)
+        labels = self._labels_of(name.source)
+        masks = [_mask(file, labels) for file in files]
+        yield from (mask for mask in masks if isinstance(mask, DataError))
+        yield ImageRecord(
+            image=image,
+            masks=tuple(mask for mask in masks if isinstance(mask, MaskFile)),
+            modality=name.modality,
+            source=name.source,
+        )
+
+    def _labels_of(self, source: str) -> Mapping[int, str]:
+        """id -> class, for the images of one source where each has its own numbers."""
+        return self._classes.get(source) or self._classes.get("", {})
 
     @cached_property
-    def _label_of_id(self) -> dict[int, str]:
+    def _classes(self) -> dict[str, dict[int, str]]:
+        """Source -> id -> class; "" stands for all sources."""
         path = self.root / "SAMed2D_v1_class_mapping_id.json"
         try:
             mapping = json.loads(path.read_text(encoding="utf-8"))
-            return {int(number): label for label, number in mapping.items()}
+            found: dict[str, dict[int, str]] = {"": {}}
+            for name, value in mapping.items():
+                if isinstance(value, dict):
+                    found[name] = {int(number): label for label, number in value.items()}
+                else:
+                    found[""][int(value)] = name
+            return found
         except FileNotFoundError as error:
             raise DataError(f"{path.name}: is missing from the data set") from error
         except (ValueError, AttributeError, TypeError) as error:
             raise DataError(f"{path.name}: must map each class to its number") from error
 
-    def _mask(self, file: str) -> MaskFile | DataError:
-        match = _MASK_NAME.search(file)
-        if match is None:
-            return DataError(f"{file}: a mask's name ends in --<class id>_<instance>.png")
-        label = self._label_of_id.get(int(match[1]))
-        if label is None:
-            return DataError(f"{file}: class id {match[1]} is not in the class mapping")
-        return MaskFile(file, label)
+
+def _mask(file: str, labels: Mapping[int, str]) -> MaskFile | DataError:
+    match = _MASK_NAME.search(file)
+    if match is None:
+        return DataError(f"{file}: a mask's name ends in --<class id>_<instance>.png")
+    label = labels.get(int(match[1]))
+    if label is None:
+        return DataError(f"{file}: class id {match[1]} is not in the class mapping")
+    return MaskFile(file, label)
 
 
 def _record_or_error(line: str, where: str) -> ImageRecord | DataError:
@@ -222,26 +311,54 @@ def _box(values: Any) -> tuple[float, float, float, float] | None:
     return x1, y1, x2, y2
 
 
-def _object_items(stream: IO[str], name: str) -> Iterator[tuple[str, Any]]:
-    """The items of one huge JSON object, without ever holding more than a chunk of it."""
+def _object_items(stream: IO[str]) -> Iterator[tuple[int, str, Any]]:
+    """(offset, key, value) of one huge JSON object, of which only a chunk is ever held.
+
+    An offset counts characters; `_object_item` reads the item there.
+    """
     decoder = json.JSONDecoder()
-    buffer, ended = stream.read(_CHUNK).lstrip(), False
-    if not buffer.startswith("{"):
-        raise DataError(f"{name}: must be a JSON object of image -> masks")
-    buffer = buffer[1:]
+    buffer, start, ended = stream.read(_CHUNK), 0, False
+    at = len(buffer) - len(buffer.lstrip())
+    if not buffer.startswith("{", at):
+        raise DataError(f"{_PAIRS}: must be a JSON object of image -> masks")
+    at += 1
     while True:
-        buffer = buffer.lstrip().removeprefix(",").lstrip()
-        if buffer.startswith("}"):
+        at = _after(_BETWEEN, buffer, at)
+        if buffer.startswith("}", at):
             return
         try:
-            key, end = decoder.raw_decode(buffer)
-            rest = buffer[end:].lstrip()
-            value, length = decoder.raw_decode(rest[1:].lstrip())
-        except (ValueError, IndexError) as error:
+            key, value, end = _object_item(decoder, buffer, at)
+        except ValueError as error:
             if ended:
-                raise DataError(f"{name}: is cut off or not valid JSON") from error
+                raise DataError(f"{_PAIRS}: is cut off or not valid JSON") from error
             more = stream.read(_CHUNK)
-            buffer, ended = buffer + more, not more
+            buffer, start, at, ended = buffer[at:] + more, start + at, 0, not more
             continue
-        yield key, value
-        buffer = rest[1:].lstrip()[length:]
+        yield start + at, key, value
+        at = end
+
+
+def _object_item(decoder: json.JSONDecoder, text: str, at: int) -> tuple[str, Any, int]:
+    """Key, value and end of the item that begins at `at`; ValueError where it is not whole."""
+    key, end = decoder.raw_decode(text, at)
+    value, end = decoder.raw_decode(text, _after(_COLON, text, end))
+    return key, value, end
+
+
+def _item_of(stream: IO[bytes]) -> tuple[str, Any]:
+    """Key and value of the item that begins where the stream stands."""
+    held = b""
+    while more := stream.read(_ITEM):
+        held += more
+        with suppress(ValueError):
+            text = held.decode("utf-8", errors="ignore")  # a character may be cut in two
+            key, value, _ = _object_item(json.JSONDecoder(), text, 0)
+            return key, value
+    raise DataError(f"{_PAIRS}: was changed while it was read")
+
+
+def _after(pattern: re.Pattern[str], text: str, at: int) -> int:
+    match = pattern.match(text, at)
+    if match is None:
+        raise ValueError("no colon")
+    return match.end()

@@ -12,6 +12,7 @@ from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 
+from medisee.data.importers.lock import locked
 from medisee.data.importers.options import ImportOptions, Selection, read_classes
 from medisee.data.importers.report import ImportReport
 from medisee.data.importers.units import Context
@@ -30,6 +31,7 @@ __all__ = [
 FORMATS = {
     "decathlon": "NIfTI volumes with label maps and dataset.json",
     "totalsegmentator": "NIfTI volumes with one mask file for each class",
+    "sa-med2d": "SA-Med2D-20M, or a folder in its layout",
     "pairs": "images and masks of the same names",
     "coco": "COCO annotations",
     "label-studio": "Label Studio's JSON export",
@@ -62,15 +64,16 @@ def import_source(
     name = _plain_name(
         options.name or (source if source.is_dir() else source.parent).resolve().name
     )
-    writer = Writer(to, name, form, context)
-    todo = writer.begin(units)
-    report = progress or (lambda done, total: None)
-    before = len(units) - len(todo)
-    report(before, len(units))
-    for number, unit in enumerate(todo, before + 1):
-        writer.add(unit)
-        report(number, len(units))
-    return writer.finish()
+    with locked(to):
+        writer = Writer(to, name, form, context)
+        todo = writer.begin(units)
+        report = progress or (lambda done, total: None)
+        before = len(units) - len(todo)
+        report(before, len(units))
+        for number, unit in enumerate(todo, before + 1):
+            writer.add(unit)
+            report(number, len(units))
+        return writer.finish()
 
 
 def _recognise(source: Path) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from importlib import resources
@@ -65,6 +65,9 @@ class ClassTable:
 
     def __contains__(self, label: object) -> bool:
         return label in self._by_name
+
+    def __iter__(self) -> Iterator[CuratedClass]:
+        return iter(self._by_name.values())
 
     def __getitem__(self, label: str) -> CuratedClass:
         return self._by_name[label]

@@ -39,7 +39,7 @@ class Journal:
 
     def done(self, unit: Unit) -> bool:
         """Whether the unit was imported as its files are now."""
-        return self._stamps.get(unit.key) == stamp_of(unit)
+        return unit.key in self._stamps and self._stamps[unit.key] == stamp_of(unit)
 
     def add(self, line: Line) -> None:
         """Remember a unit; on disk when this returns."""

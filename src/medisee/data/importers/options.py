@@ -46,7 +46,7 @@ class Selection:
 class ImportOptions:
     """What the source does not say, and choices; "" or None means: as the source says.
 
-    format: pairs, coco, label-studio, decathlon, totalsegmentator or dicom.
+    format: pairs, coco, label-studio, decathlon, totalsegmentator, dicom or sa-med2d.
     name: the data set's name in file names and index; default: the folder's.
     label: the one class that masks show (pairs).
     classes: value, id or name in the source -> class name; None there leaves the class out.

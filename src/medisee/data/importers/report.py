@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from medisee.data.importers.classes import load_classes
+from medisee.data.licences import may_be_passed_on
 
 __all__ = ["ImportReport"]
 
@@ -17,7 +18,8 @@ class ImportReport:
     """Counts of one source; images and masks are each written, left out by the rule, or flawed.
 
     left_out: reason -> count. flaws: (file, reason, "image" or "mask"). uncurated: labels that
-    the class table lacks, kept under their own words.
+    the class table lacks, kept under their own words. bound: images whose licence does not allow to
+    pass them on.
     """
 
     source: str
@@ -30,6 +32,7 @@ class ImportReport:
     categories: Counter[str] = field(default_factory=Counter)
     splits: Counter[str] = field(default_factory=Counter)
     licences: Counter[str] = field(default_factory=Counter)
+    bound: int = 0
 
     @property
     def images_found(self) -> int:
@@ -51,6 +54,7 @@ class ImportReport:
             self.categories.update({mask["label"] for mask in entry["masks"]})
             self.splits[entry["split"]] += 1
             self.licences[entry["licence"]] += 1
+            self.bound += not may_be_passed_on(entry["licence"])
         self.left_out_images.update(line["left_out_images"])
         self.left_out_targets.update(line["left_out_targets"])
         self.flaws.extend((file, reason, what) for file, reason, what in line["flaws"])
@@ -74,6 +78,7 @@ class ImportReport:
             "images": self.images,
             "masks": self.masks,
             **counters,
+            "not_to_be_passed_on": self.bound,
             "uncurated": self.uncurated,
             "flaws": [list(flaw) for flaw in sorted(self.flaws)],
         }

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from medisee.data.importers.options import Selection
 from medisee.data.importers.units import LabelledMask
 
-__all__ = ["completeness", "contrast", "image_fault", "target_fault", "unions"]
+__all__ = ["completeness", "contrast", "crowding_fault", "image_fault", "target_fault", "unions"]
 
 
 def unions(masks: Sequence[LabelledMask]) -> dict[str, NDArray[np.bool_]]:
@@ -42,7 +42,13 @@ def image_fault(
         return "image with too little contrast"
     if not labels:
         return "image without a target that stays"
-    if rule.per_category and all(counts.get(label, 0) >= rule.per_category for label in labels):
+    return crowding_fault(labels, counts, rule)
+
+
+def crowding_fault(labels: Sequence[str], counts: Mapping[str, int], rule: Selection) -> str:
+    """Whether each of an image's targets has as many images as the rule wants: why it is out."""
+    most = rule.per_category
+    if most and labels and all(counts.get(label, 0) >= most for label in labels):
         return "categories that have enough images"
     return ""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +15,7 @@ from medisee.data.importers.classes import ClassTable, load_classes
 from medisee.data.importers.options import ImportOptions
 from medisee.errors import DataError, MediSeeError
 
-__all__ = ["Context", "Flaw", "LabelledMask", "Sample", "Unit", "damaged"]
+__all__ = ["Context", "Flaw", "LabelledMask", "Sample", "Unit", "Unread", "damaged"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,6 +32,7 @@ class Sample:
     """One image, (H, W) or (H, W, 3) uint8 as people see it, with its masks; "" is not known.
 
     name: unique within the source; it becomes the last part of the file names.
+    left_out: why targets of the source are not among the masks, one reason each.
     """
 
     name: str
@@ -43,6 +44,16 @@ class Sample:
     patient: str = ""
     split: str = ""
     licence: str = ""
+    left_out: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Unread:
+    """An image whose classes are known before it is opened: the rule may not even want it."""
+
+    name: str
+    labels: tuple[str, ...]
+    load: Callable[[], Iterator[Sample | Flaw]]
 
 
 @dataclass(frozen=True)
@@ -59,12 +70,13 @@ class Unit:
     """What is read, written and remembered together: an image, or a volume with its slices.
 
     key: unique within the source. files: those it depends on; a change makes it anew.
-    read: the samples and flaws; what it raises for the user is a flaw of the whole unit.
+    read: samples, or how to get them, and flaws; what it raises for the user is a flaw of the
+        whole unit.
     """
 
     key: str
-    files: tuple[Path, ...]
-    read: Callable[[], Iterator[Sample | Flaw]]
+    files: Collection[Path]
+    read: Callable[[], Iterator[Sample | Unread | Flaw]]
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -23,9 +23,11 @@ from PIL import Image
 from medisee.boxes import mask_to_box
 from medisee.data.importers.classes import body_part_of
 from medisee.data.importers.journal import Journal, read_lines, stamp_of, write_whole
+from medisee.data.importers.options import Selection
 from medisee.data.importers.report import ImportReport
-from medisee.data.importers.selection import image_fault, target_fault, unions
-from medisee.data.importers.units import Context, Flaw, LabelledMask, Sample, Unit
+from medisee.data.importers.selection import crowding_fault, image_fault, target_fault, unions
+from medisee.data.importers.units import Context, Flaw, LabelledMask, Sample, Unit, Unread
+from medisee.data.licences import may_be_passed_on
 from medisee.errors import DataError, MediSeeError
 
 __all__ = ["Writer", "split_of"]
@@ -74,14 +76,7 @@ class Writer:
             "left_out_targets": [],
             "flaws": [],
         }
-        try:
-            for item in unit.read():
-                if isinstance(item, Flaw):
-                    line["flaws"].append([item.file, item.reason, item.what])
-                else:
-                    self._add_sample(item, line)
-        except MediSeeError as error:
-            line["flaws"].append([unit.key, _without_name(str(error), unit.key), "image"])
+        self._add_all(unit.key, unit.read, line)
         self._journal.add(line)
 
     def finish(self) -> ImportReport:
@@ -101,8 +96,33 @@ class Writer:
             for entry in line["images"]:
                 yield from {mask["label"] for mask in entry["masks"]}
 
+    def _add_all(
+        self,
+        name: str,
+        read: Callable[[], Iterator[Sample | Unread | Flaw]],
+        line: dict[str, Any],
+    ) -> None:
+        """Everything that `read` gives; what it raises is a flaw of the image or volume `name`."""
+        try:
+            for item in read():
+                if isinstance(item, Flaw):
+                    line["flaws"].append([item.file, item.reason, item.what])
+                elif isinstance(item, Sample):
+                    self._add_sample(item, line)
+                elif fault := crowding_fault(item.labels, self._counts, self._rule):
+                    line["left_out_images"].append(fault)
+                else:
+                    self._add_all(item.name, item.load, line)
+        except MediSeeError as error:
+            line["flaws"].append([name, _without_name(str(error), name), "image"])
+
+    @property
+    def _rule(self) -> Selection:
+        return self._context.options.selection
+
     def _add_sample(self, sample: Sample, line: dict[str, Any]) -> None:
         sound = []
+        line["left_out_targets"] += sample.left_out
         for entry in sample.masks:
             if fault := _mask_fault(entry.mask, sample.image):
                 line["flaws"].append([entry.file, f"{entry.label}: {fault}", "mask"])
@@ -111,12 +131,11 @@ class Writer:
         if not sound:
             line["flaws"].append([sample.name, "no mask of this image can be used", "image"])
             return
-        rule = self._context.options.selection
-        faults = {label: target_fault(mask, rule) for label, mask in unions(sound).items()}
+        faults = {label: target_fault(mask, self._rule) for label, mask in unions(sound).items()}
         kept = [entry for entry in sound if not faults[entry.label]]
         line["left_out_targets"] += [fault for fault in faults.values() if fault]
         labels = list(dict.fromkeys(entry.label for entry in kept))
-        if fault := image_fault(sample.image, labels, self._counts, rule):
+        if fault := image_fault(sample.image, labels, self._counts, self._rule):
             line["left_out_images"].append(fault)
             return
         self._counts.update(labels)
@@ -131,6 +150,7 @@ class Writer:
         _save(self._to / "images" / f"{stem}.png", _grey_or_colour(sample.image))
         patient = sample.patient or options.patient_of(sample.name)
         height, width = sample.image.shape[:2]
+        licence = options.licence or sample.licence or "not stated"
         return {
             "image": f"images/{stem}.png",
             "width": width,
@@ -143,7 +163,8 @@ class Writer:
             "source": self._source,
             "patient": f"{self._source}/{patient}" if patient else "",
             "labelled_by": options.labelled_by,
-            "licence": options.licence or sample.licence or "not stated",
+            "licence": licence,
+            "redistributable": may_be_passed_on(licence),
             "split": sample.split or split_of(self._source, patient or sample.name),
             "masks": self._write_masks(stem, masks),
         }
