@@ -244,7 +244,7 @@ class MediSeeProcessor:
         for name in ("processor_config.json", "tokenizer.json"):
             if not (folder / name).is_file():
                 raise ModelError(
-                    f"{folder} has no tokenizer ({name} is missing), so it cannot be asked; a "
+                    f"{folder} has no processor ({name} is missing), so it cannot be asked; a "
                     "converted model gets one with medisee convert --tokenizer FOLDER"
                 )
         try:

@@ -11,9 +11,12 @@ Shape letters: B images, Q questions (targets), C prompt channels, S input side,
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers.models.sam.modeling_sam import (
     SamMaskDecoder,
@@ -22,6 +25,7 @@ from transformers.models.sam.modeling_sam import (
     SamVisionEncoder,
 )
 
+from ..errors import ModelError
 from .configuration import SegmenterConfig
 from .sam_med2d import AdaptedVisionEncoder
 from .tinyvit import TinyViT
@@ -135,3 +139,19 @@ def restore_masks(
     )
     cut = square[..., : content[0], : content[1]]
     return F.interpolate(cut, original, mode="bilinear", align_corners=False)[0]
+
+
+def load_segmenter(folder: Path) -> Segmenter:
+    """A segmenter alone, from a folder that `medisee convert` wrote.
+
+    Raises:
+        ModelError: no such folder, or weights that do not fit their configuration.
+    """
+    try:
+        segmenter = Segmenter(SegmenterConfig.from_pretrained(folder))
+        files = sorted(folder.glob("model*.safetensors"))
+        segmenter.load_state_dict({n: v for file in files for n, v in load_file(file).items()})
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise ModelError(f"{folder} holds no segmenter that can be loaded: {reason}") from error
+    return segmenter.eval()

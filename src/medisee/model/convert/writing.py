@@ -55,7 +55,6 @@ def write_shards(
     load: Callable[[str], Tensor],
     folder: Path,
     progress: Progress,
-    limit: int = SHARD,
 ) -> None:
     """Writes tensors shard by shard; one shard alone is `model.safetensors`.
 
@@ -63,7 +62,7 @@ def write_shards(
         sizes: bytes of each tensor as it will be written, by name.
         load: gives the tensor of a name; called once each, in order.
     """
-    shards = _shards(sizes, limit)
+    shards = _shards(sizes)
     names = (
         ["model.safetensors"]
         if len(shards) == 1
@@ -80,11 +79,11 @@ def write_shards(
         write_json(folder / INDEX, {"metadata": total, "weight_map": weight_map})
 
 
-def _shards(sizes: Mapping[str, int], limit: int) -> list[list[str]]:
+def _shards(sizes: Mapping[str, int]) -> list[list[str]]:
     shards: list[list[str]] = [[]]
     filled = 0
     for name, size in sizes.items():
-        if shards[-1] and filled + size > limit:
+        if shards[-1] and filled + size > SHARD:
             shards.append([])
             filled = 0
         shards[-1].append(name)
