@@ -6,7 +6,7 @@ import gzip
 import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from os import PathLike
 from pathlib import Path
@@ -173,8 +173,10 @@ def _read_file(file: SourceFile, request: ReadRequest) -> MedicalImage:
 
 
 def _kind_of(file: SourceFile, request: ReadRequest) -> str:
-    if isinstance(file.place, Path) and file.place.is_dir():
-        return "folder"
+    if isinstance(file.place, Path):
+        with suppress(OSError, ValueError):  # of no file name; opening it says what is wrong
+            if file.place.is_dir():
+                return "folder"
     with file.open() as stream:
         return _detect(_head(stream), request)
 

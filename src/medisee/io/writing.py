@@ -1,4 +1,4 @@
-"""Answers to files: overlay, JSON and masks; all of them or none."""
+"""Answers to files: overlay, JSON, masks, NIfTI, DICOM-SEG and SR; all of them or none."""
 
 from __future__ import annotations
 
@@ -14,30 +14,51 @@ import numpy as np
 from PIL import Image
 
 from medisee.errors import InputError
+from medisee.io.volume import VolumeAnswer, findings_of
 from medisee.structures import Answer
 
-__all__ = ["free_stem", "write_answer"]
+__all__ = ["FORMATS", "free_stem", "parse_formats", "write_answer"]
 
+FORMATS = ("nifti", "seg", "sr")
+"""What can be written beside overlay, JSON and mask PNGs. `sr` brings `seg`, which it refers to."""
+
+_ENDINGS = r"\.(overlay\.png|json|s(eg|r)\.dcm|[1-9][0-9]*\.mask\.(png|nii\.gz))"
 _SUFFIX = re.compile(r"(\.nii(\.gz)?|\.[A-Za-z][A-Za-z0-9]{0,4})$", re.IGNORECASE)
 
 
+def parse_formats(text: str) -> tuple[str, ...]:
+    """Formats as "seg,sr", each once; InputError for one that is not known."""
+    words = [word.strip().lower() for word in text.split(",") if word.strip()]
+    for word in words:
+        if word not in FORMATS:
+            raise InputError(
+                f"results are not written as {word[:20]!r}; choose {', '.join(FORMATS)}"
+            )
+    return tuple(dict.fromkeys(words))
+
+
 def write_answer(
-    answer: Answer | Sequence[Answer],
+    answer: Answer | VolumeAnswer | Sequence[Answer | VolumeAnswer],
     directory: str | Path,
     *,
     stem: str | None = None,
     overwrite: bool = False,
+    formats: Sequence[str] = (),
 ) -> list[Path]:
     """Write `<stem>.overlay.png`, `<stem>.json` and per finding `<stem>.<n>.mask.png`.
 
-    answer: several answers about one image are written as `<stem>.q1`, `<stem>.q2`...
-    stem: defaults to the name of the image's file without its suffix.
+    answer: several answers about one image are written as `<stem>.q1`, `<stem>.q2`...; those
+    about a volume have no mask PNGs. stem: defaults to the name of the image's file without its
+    suffix. formats: of `FORMATS`; `nifti` gives `<stem>.<n>.mask.nii.gz` on the source's grid,
+    `seg` and `sr` give `<stem>.seg.dcm` and `<stem>.sr.dcm` for answers with findings.
     Masks count from 1 and are 8-bit PNG on the original grid, 255 inside; a refusal has none.
     Returns the files written. Raises InputError, with nothing written, when one of the files is
-    there already and `overwrite` is false, or when the directory cannot be used. Overwriting
-    also removes masks of an older answer with more findings.
+    there already and `overwrite` is false, when the directory cannot be used, or when the source
+    has no such format (a SEG refers to DICOM). Overwriting also removes masks of an older answer
+    with more findings.
     """
-    answers = [answer] if isinstance(answer, Answer) else list(answer)
+    answers = [answer] if isinstance(answer, (Answer, VolumeAnswer)) else list(answer)
+    chosen = parse_formats(",".join(formats))
     folder = Path(directory)
     stems = _stems(answers, stem)
     taken = [path for name in stems for path in _files_of(folder, name)]
@@ -47,14 +68,14 @@ def write_answer(
         raise InputError(f"{folders[0]}: is a folder; choose another name")
     with _folder(folder), tempfile.TemporaryDirectory(prefix=".medisee-", dir=folder) as draft:
         pairs = zip(answers, stems, strict=True)
-        names = [name for one, base in pairs for name in _write(one, Path(draft), base)]
+        names = [name for one, base in pairs for name in _write(one, Path(draft), base, chosen)]
         for old in taken:
             if old.name not in names:
                 old.unlink()
         return [(Path(draft) / name).replace(folder / name) for name in names]
 
 
-def free_stem(answers: Sequence[Answer], directory: str | Path) -> str:
+def free_stem(answers: Sequence[Answer | VolumeAnswer], directory: str | Path) -> str:
     """The default stem, with -2, -3... added while answers of that stem are in the directory."""
     base = _default_stem(answers[0])
     names = (base if number == 1 else f"{base}-{number}" for number in itertools.count(1))
@@ -64,11 +85,11 @@ def free_stem(answers: Sequence[Answer], directory: str | Path) -> str:
     )
 
 
-def _default_stem(answer: Answer) -> str:
+def _default_stem(answer: Answer | VolumeAnswer) -> str:
     return _SUFFIX.sub("", Path(answer.image.source).name)
 
 
-def _stems(answers: Sequence[Answer], stem: str | None) -> list[str]:
+def _stems(answers: Sequence[Answer | VolumeAnswer], stem: str | None) -> list[str]:
     if not answers:
         raise InputError("there is no answer to write")
     base = stem if stem is not None else _default_stem(answers[0])
@@ -83,7 +104,7 @@ def _files_of(folder: Path, stem: str) -> list[Path]:
     """The files of an answer under this stem that exist."""
     if not folder.is_dir():
         return []
-    ours = re.compile(re.escape(stem) + r"\.(overlay\.png|json|[1-9][0-9]*\.mask\.png)")
+    ours = re.compile(re.escape(stem) + _ENDINGS)
     return sorted(path for path in folder.iterdir() if ours.fullmatch(path.name))
 
 
@@ -101,13 +122,55 @@ def _folder(folder: Path) -> Iterator[None]:
         raise InputError(f"{folder}: cannot write there ({reason})") from error
 
 
-def _write(answer: Answer, folder: Path, stem: str) -> list[str]:
+def _write(
+    answer: Answer | VolumeAnswer, folder: Path, stem: str, formats: Sequence[str]
+) -> list[str]:
     """Write one answer's files into the folder; their names."""
     names = [f"{stem}.overlay.png", f"{stem}.json"]
     answer.overlay().save(folder / names[0])
     text = json.dumps(answer.to_dict(), ensure_ascii=False, indent=2, allow_nan=False)
     (folder / names[1]).write_text(text + "\n", encoding="utf-8")
-    for number, finding in enumerate(answer.findings, start=1):
-        names.append(f"{stem}.{number}.mask.png")
-        Image.fromarray(finding.mask.astype(np.uint8) * 255).save(folder / names[-1])
+    if isinstance(answer, Answer):
+        for number, finding in enumerate(answer.findings, start=1):
+            names.append(f"{stem}.{number}.mask.png")
+            Image.fromarray(finding.mask.astype(np.uint8) * 255).save(folder / names[-1])
+    if answer.findings:
+        names += _write_volumes(answer, folder, stem, formats)
+    return names
+
+
+def _write_volumes(
+    answer: Answer | VolumeAnswer, folder: Path, stem: str, formats: Sequence[str]
+) -> list[str]:
+    """Write the findings in the terms of their source; the names of the files."""
+    names = []
+    if "nifti" in formats:
+        names += _write_niftis(answer, folder, stem)
+    seg, sr = f"{stem}.seg.dcm", f"{stem}.sr.dcm"
+    if "sr" in formats:
+        from medisee.io.segmentation import write_seg_and_sr
+
+        write_seg_and_sr(folder / seg, folder / sr, answer)
+        names += [seg, sr]
+    elif "seg" in formats:
+        from medisee.io.segmentation import write_seg
+
+        write_seg(folder / seg, answer)
+        names.append(seg)
+    return names
+
+
+def _write_niftis(answer: Answer | VolumeAnswer, folder: Path, stem: str) -> list[str]:
+    from medisee.io.nifti import write_nifti
+
+    place = answer.image.reference
+    if place is None or not place.files:
+        raise InputError(
+            f"{answer.image.source}: states no place in a patient, so there is no NIfTI to write; "
+            "leave nifti out"
+        )
+    names = []
+    for number, finding in enumerate(findings_of(answer), start=1):
+        names.append(f"{stem}.{number}.mask.nii.gz")
+        write_nifti(folder / names[-1], finding.masks, place, answer.image.affine)
     return names
