@@ -6,7 +6,7 @@ left and right are the patient's, lengths in mm, scores in [0, 1].
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
@@ -204,12 +204,19 @@ class Answer:
         return draw_answer(self)
 
     def save(
-        self, directory: str | Path, stem: str | None = None, overwrite: bool = False
+        self,
+        directory: str | Path,
+        stem: str | None = None,
+        overwrite: bool = False,
+        formats: Sequence[str] = (),
     ) -> list[Path]:
-        """Write overlay PNG, JSON and one mask PNG per finding; see `medisee.io.write_answer`."""
+        """Write overlay PNG, JSON and one mask PNG per finding; see `medisee.io.write_answer`.
+
+        formats: "nifti", "seg" and "sr" write the masks in the terms of the image's file too.
+        """
         from medisee.io.writing import write_answer
 
-        return write_answer(self, directory, stem=stem, overwrite=overwrite)
+        return write_answer(self, directory, stem=stem, overwrite=overwrite, formats=formats)
 
 
 def _finding_dict(finding: Finding, spacing: tuple[float, float] | None) -> dict[str, Any]:
