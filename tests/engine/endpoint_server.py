@@ -1,4 +1,4 @@
-"""A chat-completions endpoint for tests: on the loopback only, deterministic, and faulty on request.
+"""A chat-completions endpoint for tests: loopback only, deterministic, and faulty on request.
 
 Run as a process of its own; prints its port. The first part of the path, such as `busy-1`, names
 what is counted together, and up to the dash how it behaves. `GET /busy-1` gives the counts.
@@ -15,11 +15,12 @@ import time
 from collections import Counter, defaultdict
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-WORDS = (
-    "amber basket candle dapper ember fabric garden hollow island jacket kettle ladder meadow napkin "
-    "orchard pebble quiver ribbon saddle tunnel umber velvet willow yonder zephyr anchor barrel "
-    "copper drizzle easel"
-).split()
+WORDS = [
+    "amber", "basket", "candle", "dapper", "ember", "fabric", "garden", "hollow", "island",
+    "jacket", "kettle", "ladder", "meadow", "napkin", "orchard", "pebble", "quiver", "ribbon",
+    "saddle", "tunnel", "umber", "velvet", "willow", "yonder", "zephyr", "anchor", "barrel",
+    "copper", "drizzle", "easel",
+]  # fmt: skip
 COUNTS: dict[str, Counter] = defaultdict(Counter)
 SEEN: dict[str, Counter] = defaultdict(Counter)
 REPLIES: dict[str, dict[str, bytes]] = defaultdict(dict)
@@ -34,7 +35,8 @@ def dice_of(text: str) -> random.Random:
 def phrase(dice: random.Random, length: str, clue: str | None) -> str:
     start = ["the", "thing", *([clue] if clue else ["with"])]
     words = " ".join(start).split()
-    return " ".join(words + dice.sample(WORDS, max(0, (8 if length == "short" else 13) - len(words))))
+    missing = (8 if length == "short" else 13) - len(words)
+    return " ".join(words + dice.sample(WORDS, max(2, missing)))
 
 
 def describe(text: str) -> dict:
@@ -43,10 +45,12 @@ def describe(text: str) -> dict:
     told = []
     for count, perspective, length in re.findall(r"- (\d+) x (\w+), (\w+)", text):
         for _ in range(int(count)):
-            clue = min(clues, key=len) if perspective == "location" else None
-            told.append((perspective, length, phrase(dice, length, clue)))
-    keys = ("perspective", "length", "text")
-    return {"descriptions": [dict(zip(keys, item)) for item in told]}
+            clue = None
+            if perspective == "location":
+                clue = dice.choice(sorted(clues, key=lambda text: len(text.split()))[:2])
+            text = phrase(dice, length, clue)
+            told.append({"perspective": perspective, "length": length, "text": text})
+    return {"descriptions": told}
 
 
 def transform(text: str) -> dict:
@@ -62,7 +66,12 @@ def transform(text: str) -> dict:
 def review(text: str) -> dict:
     items = re.findall(r"(?m)^(\d+)\. \(.+?\) (.+)$", text)
     verdicts = [
-        {"number": int(n), "verdict": "drop" if n == "2" else "keep", "text": told, "reason": "vague"}
+        {
+            "number": int(n),
+            "verdict": "drop" if n == "2" else "keep",
+            "text": told,
+            "reason": "vague",
+        }
         for n, told in items
     ]
     return {"verdicts": verdicts}

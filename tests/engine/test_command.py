@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from medisee.commands.data_build import build_data
 from medisee.commands.data_stats import data_stats
-from medisee.errors import InputError
+from medisee.errors import DataError, InputError
 
 
 @pytest.fixture
@@ -40,6 +40,46 @@ def test_a_share_tells_that_others_are_missing(call, tmp_path):
     options = ("--out", tmp_path / "set", "--per-target", 2, "--workers", 1, "--shard", "2/2")
     assert "Share 2/2 is done" in call("build", tmp_path / "data", *options).stdout
     assert not (tmp_path / "set/train.jsonl").exists()
+
+
+def test_a_script_is_replayed_and_what_it_lacks_is_told(call, tmp_path):
+    texts = {
+        "attribute": "the large gland that makes bile for the gut",
+        "location": "the large gland above the right kidney in the image",
+    }
+    told = [
+        {"perspective": perspective, "length": "short", "text": text}
+        for perspective, text in texts.items()
+    ]
+    questions = [
+        {"number": n, "question": f"Where is {item['text']}?", "answer": "It is the liver."}
+        for n, item in enumerate(told, 1)
+    ]
+    lines = [
+        {"stage": "describe", "label": "liver", "reply": {"descriptions": told}},
+        {"stage": "transform", "label": "liver", "reply": {"questions": questions}},
+    ]
+    script = tmp_path / "script.jsonl"
+    script.write_text("".join(json.dumps(line) + "\n" for line in (*lines, {"odd": 1})))
+    options = ("--out", tmp_path / "set", "--per-target", 8, "--script", script)
+    done = call("build", tmp_path / "data", *options)
+    assert done.exit_code == 0, done.output
+    assert "1 lines are no replies" in done.stderr
+    assert "describe: the script has no reply" in done.stderr
+    found = [json.loads(line) for line in (tmp_path / "set/val.jsonl").open()]
+    own = [r["question"] for r in found if r["writer"] == "scripted"]
+    assert own == [item["question"] for item in questions]
+
+
+def test_two_writers_are_one_too_many(call, tmp_path):
+    options = ("--out", tmp_path / "set", "--script", "a", "--endpoint", "b")
+    assert isinstance(call("build", tmp_path / "data", *options).exception, InputError)
+
+
+def test_settings_that_are_not_there(call, tmp_path):
+    options = ("--out", tmp_path / "set", "--endpoint", tmp_path / "none.yaml")
+    done = call("build", tmp_path / "data", *options)
+    assert isinstance(done.exception, DataError) and not (tmp_path / "set").exists()
 
 
 def test_a_shard_that_is_none(call, tmp_path):

@@ -76,6 +76,15 @@ def test_good_records_pass(reviewer, question):
         ("length", record("What makes bile?")),
         ("length", record("Which organ here makes bile?", length="long")),
         ("form", record("the organ up there makes much bile")),
+        ("answer", record("Which organ here makes bile?", answer="It's the liver.")),
+        ("answer", record("Which organ here makes bile?", answer=" ".join(["liver"] * 41))),
+        (
+            "place",
+            record(
+                "Which organ here makes bile?",
+                answer="The liver, in the lower right of the image, makes bile.",
+            ),
+        ),
         ("name", record("Which part here is called the liver?")),
         ("name", record("Which livers here are making bile?")),
         ("name", record("Which part is known as livver to us?")),
@@ -92,7 +101,9 @@ def test_good_records_pass(reviewer, question):
         ("kind of image", record("Which organ in the chest film makes bile?", modality="CT")),
         (
             "laterality",
-            record("Which bean on the patient's left?", "right kidney", "The right kidney."),
+            record(
+                "Which bean on the patient's left?", "right kidney", "That is the right kidney."
+            ),
         ),
     ],
 )

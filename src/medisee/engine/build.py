@@ -73,15 +73,17 @@ def build(
     writer: Writer | None = None,
     shard: tuple[int, int] = (1, 1),
     workers: int = 1,
+    ray: str = "",
     progress: Callable[[int, int], None] | None = None,
 ) -> Assembly | None:
     """Builds the set of `data` in the folder `out`; a build that was cut off goes on.
 
     Args:
         writer: who writes the implicit questions; the offline writer where none is given. With a
-            writer that has threads, `workers` does not count.
+            writer that has threads, `workers` and `ray` do not count.
         shard: (i, n) makes the i-th of n shares of the parts only. The run that finds all parts
             done, on one machine or with the folders `work/parts` put together, assembles the set.
+        ray: a Ray cluster that does the work; all its machines must see both folders.
         progress: called with images done and images in all.
 
     Returns:
@@ -103,7 +105,7 @@ def build(
     chunk_writer = _ChunkWriter(Path(data), settings, survey.weights, writer)
     paths: list[Path] = []
     chunks = _noted(_chunks(index, plan, parts, 1 if writer.threads else _CHUNK), paths)
-    _write_missing(chunk_writer, chunks, shard, workers, progress, survey.images)
+    _write_missing(chunk_writer, chunks, shard, (workers, ray), progress, survey.images)
     paths = [path if path.exists() else path.with_suffix(_AGAIN) for path in paths]
     if not all(path.exists() for path in paths):
         return None
@@ -199,7 +201,7 @@ def _write_missing(
     writer: _ChunkWriter,
     chunks: Iterable[Chunk],
     shard: tuple[int, int],
-    workers: int,
+    workers: tuple[int, str],
     progress: Callable[[int, int], None] | None,
     total: int,
 ) -> None:
@@ -224,7 +226,7 @@ def _write_missing(
     if threads:
         results = in_threads(writer, missing(), threads, stop)
     else:
-        results = each(writer, missing(), workers)
+        results = each(writer, missing(), *workers)
     for images in results:
         tell(images)
 
@@ -275,7 +277,8 @@ class _ChunkWriter:
         rng = random.Random(f"{self.settings.seed}|{entry.image}")
         scene = Scene(taken.image, taken.shapes, entities, self.weights, rng)
         reviewer = Reviewer(scene)
-        asked, missing = set(), []
+        asked: set[str] = set()
+        missing: list[Quarantined] = []
         for item in self.writer.write(scene, self.settings.per_target, reviewer):
             if isinstance(item, Quarantined):
                 missing.append(item)

@@ -20,10 +20,13 @@ from medisee.engine.scene import Scene
 from medisee.engine.vocabulary import hidden_name
 from medisee.structures import QARecord
 
-__all__ = ["LIMITS", "RULES", "Dropped", "Reviewer"]
+__all__ = ["ANSWER_LIMITS", "LIMITS", "RULES", "Dropped", "Reviewer"]
 
 LIMITS: Mapping[str, tuple[int, int]] = {"short": (5, 15), "long": (10, 20)}
 """Fewest and most words of an implicit question by its length (as in the paper)."""
+
+ANSWER_LIMITS = (4, 40)
+"""Of the answer to an implicit question: about 15 words that explain."""
 
 _OTHER_LIMIT = (1, 45)
 _ALIKE = 0.8  # Jaccard index of word trigrams from which two questions count as one
@@ -222,6 +225,9 @@ def _answer(record: QARecord, reviewer: Reviewer) -> str | None:
     for target in record.targets:
         if not reviewer.scene.entities[target.label].is_named_in(record.answer):
             return f"the answer does not name '{target.label}'"
+    number, (low, high) = len(record.answer.split()), ANSWER_LIMITS
+    if record.kind == "implicit" and not low <= number <= high:
+        return f"the answer has {number} words, {low} to {high} are allowed"
     return None
 
 
@@ -248,8 +254,10 @@ def _laterality(record: QARecord, reviewer: Reviewer) -> str | None:
 def _claims(record: QARecord, reviewer: Reviewer, side: bool) -> str | None:
     if len(record.targets) != 1 or record.kind == "referring":
         return None
-    claims = list(reviewer.claims.read(record.question, record.targets[0].label))
-    if wrong := [claim.text for claim in claims if not claim.holds and claim.side == side]:
+    label = record.targets[0].label
+    claims = list(reviewer.claims.read(record.question, label))
+    told = [*claims, *reviewer.claims.read(record.answer, label)]
+    if wrong := [claim.text for claim in told if not claim.holds and claim.side == side]:
         return f"not true of the masks: {wrong[0]}"
     if record.perspective == "location" and not claims and not side:
         return "gives no clue that the masks can confirm"

@@ -134,8 +134,6 @@ class CallFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.flawed = 0
-        self._lock = threading.Lock()
-        self._file = path.open("rb")
 
     def entries(self) -> Iterator[tuple[int, Kept]]:
         """Every reply with its place."""
@@ -151,10 +149,9 @@ class CallFile:
 
     def at(self, place: int) -> Kept:
         """The reply at a place that `entries` gave."""
-        with self._lock:
-            self._file.seek(place)
-            line = self._file.readline()
-        return Kept.model_validate_json(line)
+        with self.path.open("rb") as file:
+            file.seek(place)
+            return Kept.model_validate_json(file.readline())
 
 
 class Script:
@@ -204,18 +201,16 @@ class CallLog:
     """The replies that were paid for, on disk before they are used."""
 
     def __init__(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # Unbuffered, appending: a line is written in one go, so a kill can cut the last one only.
-        self._out = path.open("ab", buffering=0)
         self._kept = CallFile(path)
         self._places: dict[str, int] = {}
         self._subjects: set[Subject] = set()
         self._asking: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
         self._lock = threading.Lock()
-        self._is_whole = path.stat().st_size == 0
+        self._is_whole = not path.is_file()
         self.calls, self.tokens, self.spent = 0, (0, 0), 0.0
-        for place, kept in self._kept.entries():
-            self._note(place, kept)
+        if path.is_file():
+            for place, kept in self._kept.entries():
+                self._note(place, kept)
 
     def _note(self, place: int, kept: Kept) -> None:
         self._places.setdefault(kept.key, place)
@@ -234,6 +229,11 @@ class CallLog:
         place = self._places.get(key)
         return None if place is None else self._kept.at(place)
 
+    @property
+    def flawed(self) -> int:
+        """Lines that could not be read when the log was opened."""
+        return self._kept.flawed
+
     def tells_of(self, subject: Subject) -> bool:
         """Whether a line of the log is about this, so that it can serve as a script."""
         return subject in self._subjects
@@ -241,13 +241,14 @@ class CallLog:
     def add(self, kept: Kept) -> None:
         """Keeps a reply; when this returns it is on disk. OSError leaves the file readable."""
         line = kept.model_dump_json(by_alias=True).encode() + b"\n"
-        with self._lock:
-            # Behind a line that was cut off, a line break of its own.
+        # Unbuffered, appending: a line is written in one go, so a kill can cut the last one only.
+        with self._lock, self._kept.path.open("ab", buffering=0) as out:
+            # The last line may have been cut off, by a kill or a full disk: it gets its break.
             start = b"" if self._is_whole else b"\n"
-            place = self._out.seek(0, os.SEEK_END) + len(start)
+            place = out.seek(0, os.SEEK_END) + len(start)
             self._is_whole = False
-            if self._out.write(start + line) != len(start + line):
+            if out.write(start + line) != len(start + line):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._kept.path))
-            os.fsync(self._out.fileno())
+            os.fsync(out.fileno())
             self._is_whole = True
             self._note(place, kept)

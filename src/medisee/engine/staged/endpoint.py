@@ -7,6 +7,7 @@ import io
 import json
 import shutil
 import threading
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from email.utils import parsedate_to_datetime
 from pathlib import Path
@@ -34,7 +35,6 @@ _MOST_WAIT = 300.0  # seconds that a call waits at once, whatever the endpoint a
 _SILENT = 12  # calls in a row without a reply after which the run ends
 _ROOM = 64 << 20  # bytes that must be free before anything is paid for
 _BUSY = frozenset((408, 409, 425, 429))
-_SIMPLER = {"schema": "object", "object": "text"}
 
 
 class Ledger:
@@ -48,6 +48,7 @@ class Ledger:
 
     def check(self) -> None:
         """Before a call: there is room for its reply, and the endpoint is not dead."""
+        self._folder.mkdir(parents=True, exist_ok=True)
         if shutil.disk_usage(self._folder).free < _ROOM:
             raise DataError(
                 f"{self._folder}: less than {_ROOM >> 20} MB are free, and replies are paid for; "
@@ -72,6 +73,24 @@ class _BusyError(Exception):
         self.wait = wait
 
 
+@dataclass(frozen=True)
+class _Form:
+    """In which of the dialects a request is put; not every endpoint knows the newest."""
+
+    structured: str
+    limit: str = "max_tokens"
+
+
+def _other(form: _Form, complaint: str) -> _Form | None:
+    """The form in which to send a request again after such a complaint."""
+    if form.limit == "max_tokens" and "max_completion_tokens" in complaint:
+        return replace(form, limit="max_completion_tokens")
+    if any(word in complaint for word in ("response_format", "json_schema", "json_object")):
+        simpler = {"schema": "object", "object": "text"}.get(form.structured)
+        return replace(form, structured=simpler) if simpler else None
+    return None
+
+
 class Endpoint:
     """One model behind an endpoint. Any number of threads may call it."""
 
@@ -83,7 +102,7 @@ class Endpoint:
         self._settings, self._ledger, self._tenacity = settings, ledger, tenacity
         self._transport_error = httpx.RequestError
         key = settings.key()
-        headers = {}
+        headers: dict[str, str] = {}
         if key is not None:
             bare = settings.key_header == "api-key"
             value = key.get_secret_value()
@@ -97,8 +116,7 @@ class Endpoint:
         self._url = base.copy_with(path=base.path.rstrip("/") + "/chat/completions")
         self._requests = Bucket(settings.requests_per_minute, ledger.stop)
         self._words = Bucket(settings.tokens_per_minute, ledger.stop)
-        self._structured: str = settings.structured
-        self._limit_name = "max_tokens"
+        self._form = _Form(settings.structured)
 
     @property
     def fingerprint(self) -> str:
@@ -150,9 +168,10 @@ class Endpoint:
 
     def _try(self, call: Call, key: str, expected: int) -> Kept:
         """Again and again while the endpoint is busy, as often as the settings allow."""
-        backoff = self._tenacity.wait_exponential_jitter(
-            initial=self._settings.backoff, max=_MOST_WAIT, jitter=self._settings.backoff
-        )
+        first = self._settings.backoff
+        backoff = self._tenacity.wait_exponential(
+            multiplier=first, max=_MOST_WAIT
+        ) + self._tenacity.wait_random(0, first)
 
         def wait(state: RetryCallState) -> float:
             error = state.outcome.exception() if state.outcome else None
@@ -163,20 +182,22 @@ class Endpoint:
             stop=self._tenacity.stop_after_attempt(self._settings.tries),
             wait=wait,
             retry=self._tenacity.retry_if_exception_type(_BusyError),
-            sleep=self._ledger.stop.wait,
+            sleep=self._tenacity.sleep_using_event(self._ledger.stop),
             reraise=True,
         )
         try:
             return trying(self._post, call, key, expected)
         except _BusyError as error:
-            raise Unanswered(f"the endpoint did not answer: {error}", again=True) from error
+            raise Unanswered(f"the endpoint did not answer ({error})", again=True) from error
 
     def _post(self, call: Call, key: str, expected: int) -> Kept:
         self._requests.take(1)
         self._words.take(expected)
-        response = self._send(call, key)
-        while response.status_code in (400, 422) and self._simplify(response.text):
-            response = self._send(call, key)
+        form = self._form
+        response = self._send(call, key, form)
+        while response.status_code in (400, 422) and (other := _other(form, response.text)):
+            form = self._form = other
+            response = self._send(call, key, form)
         if not response.is_success:
             return self._refusal(response, call, key)
         try:
@@ -191,20 +212,20 @@ class Endpoint:
             raise _BusyError("a reply that is no completion") from error
         return self._kept(call, key, text, flaw, tokens)
 
-    def _send(self, call: Call, key: str) -> httpx.Response:
+    def _send(self, call: Call, key: str, form: _Form) -> httpx.Response:
         if self._ledger.stop.is_set():
             raise Stopped
         try:
             # A kill may lose a reply on its way; who honours the key does not charge for it again.
             return self._client.post(
-                self._url, json=self._body(call), headers={"Idempotency-Key": key}
+                self._url, json=self._body(call, form), headers={"Idempotency-Key": key}
             )
         except self._transport_error as error:
             raise _BusyError(type(error).__name__) from None
 
-    def _body(self, call: Call) -> dict[str, Any]:
-        user, form = call.user, self._structured
-        if form != "schema" or call.attempt:
+    def _body(self, call: Call, form: _Form) -> dict[str, Any]:
+        user = call.user
+        if form.structured != "schema" or call.attempt:
             user += "\n\nReply with one JSON object of this schema and nothing else:\n"
             user += json.dumps(schema(call.stage))
         content: Any = user
@@ -217,27 +238,15 @@ class Endpoint:
                 {"role": "system", "content": prompt(call.stage).system},
                 {"role": "user", "content": content},
             ],
-            self._limit_name: self._settings.max_tokens,
+            form.limit: self._settings.max_tokens,
             **self._settings.body,
         }
-        if form == "schema":
+        if form.structured == "schema":
             named = {"name": call.stage, "strict": True, "schema": schema(call.stage)}
             body["response_format"] = {"type": "json_schema", "json_schema": named}
-        elif form == "object":
+        elif form.structured == "object":
             body["response_format"] = {"type": "json_object"}
         return body
-
-    def _simplify(self, complaint: str) -> bool:
-        """Whether to send the request again in a form that more endpoints understand."""
-        if self._limit_name in complaint and "max_completion_tokens" in complaint:
-            changed = self._limit_name != "max_completion_tokens"
-            self._limit_name = "max_completion_tokens"
-            return changed
-        if any(word in complaint for word in ("response_format", "json_schema", "json_object")):
-            simpler = _SIMPLER.get(self._structured)
-            self._structured = simpler or self._structured
-            return simpler is not None
-        return False
 
     def _refusal(self, response: httpx.Response, call: Call, key: str) -> Kept:
         """What an error status means: a reply of a kind, another try, or the end of the run."""
@@ -245,7 +254,7 @@ class Endpoint:
         if status in _BUSY or status >= 500:
             wait = _retry_after(response.headers.get("retry-after", ""))
             if wait > _MOST_WAIT:
-                raise Unanswered(f"the endpoint is busy for long: {status}", again=True)
+                raise Unanswered(f"the endpoint is busy for long ({status})", again=True)
             raise _BusyError(str(status), wait)
         if status == 400 and "content_filter" in response.text:
             return self._kept(call, key, "", "refused", (0, 0))
@@ -256,7 +265,7 @@ class Endpoint:
                 f"the endpoint does not know this address or model ({status}); look at url "
                 f"({self._url.host}) and model"
             )
-        raise Unanswered(f"the endpoint refused the request: {status}", again=False)
+        raise Unanswered(f"the endpoint refused the request ({status})", again=False)
 
     def _kept(self, call: Call, key: str, text: str, flaw: str, tokens: tuple[int, int]) -> Kept:
         return Kept(
