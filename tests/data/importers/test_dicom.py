@@ -133,6 +133,32 @@ def write_segmentation(path, series, turn, uids=None, shift=0.0, labels=None, st
     pydicom.dcmwrite(path, data, enforce_file_format=True)
 
 
+def write_label_map(path, series, turn, uids):
+    """All segments in one frame a slice, as numbers."""
+    data, frames, groups = base(SegmentationStorage, "SEG", "1.2.3"), [], []
+    data.SeriesInstanceUID, data.SegmentationType = generate_uid(), "LABELMAP"
+    data.ReferencedSeriesSequence = [item(SeriesInstanceUID=series)]
+    data.SegmentSequence = [segment(n) for n in NAMES]
+    for z in range(DEPTH):
+        origin, points = plane(turn, z * 3.0)
+        frames.append(truth(points))
+        source = item(ReferencedSOPInstanceUID=uids[z])
+        groups.append(
+            item(
+                PixelMeasuresSequence=[item(PixelSpacing=[1, 1])],
+                PlaneOrientationSequence=[item(ImageOrientationPatient=cosines(turn))],
+                PlanePositionSequence=[item(ImagePositionPatient=list(origin))],
+                DerivationImageSequence=[item(SourceImageSequence=[source])],
+            )
+        )
+    data.PerFrameFunctionalGroupsSequence, data.NumberOfFrames = groups, DEPTH
+    data.BitsAllocated = data.BitsStored = 8
+    data.HighBit = 7
+    data.PixelData = np.stack(frames).astype(np.uint8).tobytes()
+    data["PixelData"].VR = "OB"
+    pydicom.dcmwrite(path, data, enforce_file_format=True)
+
+
 def centre(mask):
     return np.argwhere(mask).mean(axis=0)
 
@@ -162,6 +188,38 @@ def test_a_left_kidney_never_becomes_a_right_one(image_turn, mask_turn, named):
         assert report.flaws == []
         assert report.images
         check_sides(Path(folder) / "out")
+
+
+@pytest.mark.parametrize("turn", TURNS[::3])
+def test_label_maps_hold_several_segments_in_a_frame(turn, tmp_path):
+    series, uids = write_series(tmp_path / "in", TURNS[1])
+    write_label_map(tmp_path / "in/seg.dcm", series, turn, uids)
+    report = import_source(tmp_path / "in", tmp_path / "out", EVERYTHING)
+    assert report.flaws == [] and report.images
+    check_sides(tmp_path / "out")
+
+
+@pytest.mark.parametrize("turn", [TURNS[0], TURNS[4]])
+def test_oblong_pixels_become_square(turn, tmp_path):
+    """Stored columns half as far apart as stated rows: the image must be stretched."""
+    series, uids = write_series(tmp_path / "in", turn)
+    for path in (tmp_path / "in").glob("*.dcm"):
+        data = pydicom.dcmread(path)
+        data.PixelSpacing = [2, 1]
+        data.save_as(path)
+    write_label_map(tmp_path / "in/seg.dcm", series, turn, uids)
+    seg = pydicom.dcmread(tmp_path / "in/seg.dcm")
+    for groups in seg.PerFrameFunctionalGroupsSequence:
+        groups.PixelMeasuresSequence[0].PixelSpacing = [2, 1]
+    seg.save_as(tmp_path / "in/seg.dcm")
+    report = import_source(tmp_path / "in", tmp_path / "out", EVERYTHING)
+    assert report.flaws == []
+    for record in Index.open(tmp_path / "out"):
+        image = Index.open(tmp_path / "out").load_image(record)
+        mask = Index.open(tmp_path / "out").load_mask(record, "left kidney")
+        rows_down = abs(turn[1][1]) == 1
+        assert image.shape[:2] == ((2 * SIZE, SIZE) if rows_down else (SIZE, 2 * SIZE))
+        assert mask.shape == image.shape[:2]
 
 
 def test_nothing_tells_who_the_patient_is(tmp_path):

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medisee.data.importers.units import Context, Flaw, LabelledMask, Sample, Unit, damaged
-from medisee.data.importers.volumes import choose_slices, window_of
+from medisee.data.importers.volumes import choose_slices, to_square, window_of
 from medisee.errors import DataError, MediSeeError
 from medisee.io import read_image
 from medisee.io.orientation import RADIOLOGICAL, to_display
@@ -206,62 +206,97 @@ def _sample(
     if seen is None:
         raise DataError(f"{file.path.name}: states no orientation, so left and right are unknown")
 
-    def turned(flat: NDArray[Any]) -> NDArray[Any]:
-        return np.ascontiguousarray(
-            to_display(flat, seen.bottom, seen.right, RADIOLOGICAL[seen.plane])
-        )
+    wanted = RADIOLOGICAL[seen.plane]
+    upright = seen.top in (wanted.top, wanted.bottom)
+    row_mm, column_mm = image.spacing or (1.0, 1.0)
+    spacing = (row_mm, column_mm) if upright else (column_mm, row_mm)
+
+    def turned(flat: NDArray[Any], values: bool) -> NDArray[Any]:
+        return to_square(to_display(flat, seen.bottom, seen.right, wanted), *spacing, values)
 
     return Sample(
         name=name,
-        image=turned(image.display),
-        masks=tuple(LabelledMask(m.label, turned(m.mask), m.file) for m in masks),
+        image=turned(image.display, False),
+        masks=tuple(LabelledMask(m.label, turned(m.mask, True) > 0, m.file) for m in masks),
         modality=image.modality or "",
         plane=seen.plane,
         patient=patient,
     )
 
 
+@dataclass(frozen=True, eq=False)
+class _Segmentation:
+    """A DICOM-SEG: pixels (frames, h, w), what tells of each frame, and the labels by number."""
+
+    name: str
+    kind: str
+    pixels: NDArray[Any]
+    least: float
+    frames: Any
+    shared: Any
+    segments: dict[int, Any]
+    shape: tuple[int, int]
+
+    def masks(self, frame: int) -> Iterator[tuple[int, NDArray[np.bool_]]]:
+        """(segment number, mask) of a frame; a label map's frame holds several."""
+        values = self.pixels[frame]
+        if self.kind == "LABELMAP":
+            for number in np.unique(values[values > 0]):
+                yield int(number), values == number
+        else:
+            group = self.frames[frame].SegmentIdentificationSequence[0]
+            yield int(group.ReferencedSegmentNumber), values >= self.least
+
+
+def _open_segmentation(file: _File, image: _File, context: Context) -> _Segmentation:
+    import pydicom
+
+    name = context.relative(file.path)
+    with damaged(name):
+        data = pydicom.dcmread(file.path)
+        kind = str(data.get("SegmentationType"))
+        if kind not in ("BINARY", "FRACTIONAL", "LABELMAP"):
+            raise DataError(f"{name}: only binary, fractional and label map segmentations are read")
+        return _Segmentation(
+            name,
+            kind,
+            data.pixel_array.reshape(-1, int(data.Rows), int(data.Columns)),
+            int(data.MaximumFractionalValue) / 2 if kind == "FRACTIONAL" else 1,
+            data.PerFrameFunctionalGroupsSequence,
+            (data.get("SharedFunctionalGroupsSequence") or [pydicom.Dataset()])[0],
+            {int(segment.SegmentNumber): segment for segment in data.SegmentSequence},
+            read_image(image.path).pixels.shape[:2],
+        )
+
+
 def _segments(
     file: _File, images: list[_File], planes: list[_Plane], context: Context
 ) -> Iterator[tuple[int, LabelledMask] | Flaw]:
     """(slice, mask) of each frame that is not empty; a segment's or a frame's faults."""
-    import pydicom
-
     name = context.relative(file.path)
     places = {str(image.head.SOPInstanceUID): index for index, image in enumerate(images)}
     try:
-        with damaged(name):
-            data = pydicom.dcmread(file.path)
-            pixels = data.pixel_array.reshape(-1, int(data.Rows), int(data.Columns))
-            fractional = data.get("SegmentationType") == "FRACTIONAL"
-            least = int(data.MaximumFractionalValue) / 2 if fractional else 1
-            shape = read_image(images[0].path).display.shape[:2]
-            frames = data.PerFrameFunctionalGroupsSequence
-            shared = (data.get("SharedFunctionalGroupsSequence") or [pydicom.Dataset()])[0]
-            segments = {int(segment.SegmentNumber): segment for segment in data.SegmentSequence}
+        data = _open_segmentation(file, images[0], context)
     except MediSeeError as error:
         yield Flaw(name, str(error).removeprefix(f"{name}: "))
         return
-    if data.get("SegmentationType") not in ("BINARY", "FRACTIONAL"):
-        yield Flaw(name, "only binary and fractional segmentations are read")
-        return
     labels: dict[int, str | None] = {}
-    for number, segment in segments.items():
+    for number, segment in data.segments.items():
         try:
             labels[number] = _label(segment, number, context)
         except DataError as error:
             yield Flaw(f"{name}#{number}", str(error))
-    for frame, groups in zip(pixels, frames, strict=False):
-        label, place = None, name
+    for frame, groups in enumerate(data.frames[: len(data.pixels)]):
+        place = name
         try:
             with damaged(name):
-                number = int(groups.SegmentIdentificationSequence[0].ReferencedSegmentNumber)
-                at, label = _frame_plane(groups, shared), labels.get(number)
-                place = f"{name}#{number}"
-            if label is not None and (frame >= least).any():
-                index = _slice_of(groups, at, planes, places)
-                mask = place_frame(frame >= least, at, planes[index], shape)
-                yield index, LabelledMask(label, mask, place)
+                at, masks = _frame_plane(groups, data.shared), list(data.masks(frame))
+            for number, mask in masks:
+                place, label = f"{name}#{number}", labels.get(number)
+                if label is not None and mask.any():
+                    index = _slice_of(groups, at, planes, places)
+                    placed = place_frame(mask, at, planes[index], data.shape)
+                    yield index, LabelledMask(label, placed, place)
         except DataError as error:
             yield Flaw(place, str(error).removeprefix(f"{name}: "))
 

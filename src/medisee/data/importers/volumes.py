@@ -226,11 +226,11 @@ def window_of(
 
 
 def to_square(image: NDArray[Any], row_mm: float, column_mm: float, flat: bool) -> NDArray[Any]:
-    """(H, W) with oblong pixels, stretched to square ones; `flat` keeps the values (masks)."""
+    """(H, W[, 3]) with oblong pixels stretched to square ones; `flat` keeps the values (masks)."""
     ratio = row_mm / column_mm if min(row_mm, column_mm) > 0 else 1.0
     if 1 / _SQUARE < ratio < _SQUARE or not 1 / 20 < ratio < 20:
         return np.ascontiguousarray(image)
-    height, width = image.shape
+    height, width = image.shape[:2]
     size = (width, round(height * ratio)) if ratio > 1 else (round(width / ratio), height)
     how = Image.Resampling.NEAREST if flat else Image.Resampling.BILINEAR
     return np.asarray(Image.fromarray(image.astype(np.uint8)).resize(size, how))
