@@ -5,6 +5,7 @@ from threading import Event
 
 import pytest
 
+from medisee import parallel
 from medisee.parallel import each, in_threads
 
 
@@ -42,3 +43,10 @@ def test_an_error_in_a_thread_stops_the_others():
     with pytest.raises(ValueError, match="no more"):
         list(in_threads(work, range(100), 3, stopped.set))
     assert stopped.is_set() and len(begun) <= 6
+
+
+@pytest.mark.slow
+def test_ray_does_everything_once_and_in_batches(monkeypatch):
+    pytest.importorskip("ray")
+    monkeypatch.setattr(parallel, "_AT_ONCE", 4)
+    assert sorted(each(neg, range(9), workers=2, ray="local")) == [-n for n in range(8, -1, -1)]
