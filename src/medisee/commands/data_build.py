@@ -41,6 +41,13 @@ def build_data(
     workers: Annotated[
         int, typer.Option(min=0, help="Processes; 0 for one on each processor.")
     ] = 0,
+    ray: Annotated[
+        str,
+        typer.Option(
+            metavar="ADDRESS",
+            help="Let a Ray cluster do the work: auto, ray://HOST:10001, or local to start one.",
+        ),
+    ] = "",
     endpoint: Annotated[
         Path | None,
         typer.Option(
@@ -98,6 +105,7 @@ def build_data(
             writer=writer,
             shard=share,
             workers=workers or os.cpu_count() or 1,
+            ray=ray,
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
     if built is None:
