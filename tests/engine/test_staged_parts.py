@@ -22,8 +22,8 @@ ENDPOINT = "writer: {url: 'http://127.0.0.1:1/v1', model: m"
 # Of each prompt's text by its name. Another text is another version: count it up in the file.
 TEXTS = {
     "caption-1": "f771c0a5dd6c",
-    "describe-1": "b1edd9c75ea2",
-    "second_pass-1": "d65628fd2552",
+    "describe-1": "68bd820f9d0a",
+    "second_pass-1": "eae4967a903e",
     "review-1": "7f52787676f3",
     "transform-1": "09c46de1a11a",
 }

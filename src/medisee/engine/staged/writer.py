@@ -236,8 +236,14 @@ class _Pass:
         return "describe" if self.number == 1 else "second_pass"
 
     def _values(self) -> dict[str, str]:
-        terms = self.image.scene.entities[self.label].terms
-        return {**self.image.facts(), "target": self.label, "names": ", ".join(terms)}
+        entity = self.image.scene.entities[self.label]
+        side = f'Where it has a twin, "on the patient\'s {entity.side}" may be said of this one.'
+        return {
+            **self.image.facts(),
+            "target": self.label,
+            "names": ", ".join(entity.terms),
+            "side": side if entity.side else "",
+        }
 
     def _call(
         self,
@@ -447,15 +453,17 @@ def _kind_of(slot: Slot, has_clues: bool) -> Kind:
 
 
 def _clues(scene: Scene, label: str) -> list[str]:
-    """Some phrases of place and size that are true, the same in every run."""
-    found = []
-    for clue in phrasing.clues_of(scene, label):
+    """Some phrases of place and size that are true, the same in every run; places first."""
+    found = phrasing.clues_of(scene, label)
+    random.Random(f"{scene.image.image}|{label}").shuffle(found)
+    found.sort(key=lambda clue: not clue.place)
+    texts = []
+    for clue in found[:_CLUES]:
         text = clue.text.replace("{m}", "image")
         for other in re.findall("{([^{}]+)}", text):
             text = text.replace("{" + other + "}", language.with_article(language.spoken(other)))
-        found.append(text)
-    dice = random.Random(f"{scene.image.image}|{label}")
-    return sorted(dice.sample(found, min(_CLUES, len(found))))
+        texts.append(text)
+    return texts
 
 
 def _trusted(caption: str, scene: Scene) -> str:
