@@ -6,7 +6,7 @@ import asyncio
 import hmac
 import time
 from collections.abc import Collection
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
@@ -67,11 +67,11 @@ class Guard:
 
     def _admit(self, scope: Scope) -> None:
         headers = Headers(scope=scope)
-        host = urlsplit(f"//{headers.get('host', '')}")
+        host = _split(f"//{headers.get('host', '')}")
         if self._hosts is not None and host.hostname not in self._hosts:
             raise ServeError(403, "host_not_allowed", "the server is not known by this host name")
         origin = headers.get("origin")
-        foreign = origin is not None and urlsplit(origin).netloc != host.netloc
+        foreign = origin is not None and _split(origin).netloc != host.netloc
         if foreign and scope["method"] not in ("GET", "HEAD") and origin not in self._origins:
             raise ServeError(403, "origin_not_allowed", "requests from other pages are not allowed")
         if self._token is not None and scope["path"].startswith(_PROTECTED):
@@ -80,6 +80,14 @@ class Guard:
                 raise ServeError(
                     401, "no_token", "a valid token is needed", {"WWW-Authenticate": "Bearer"}
                 )
+
+
+def _split(url: str) -> SplitResult:
+    """Parts of an address; empty ones where it is none."""
+    try:
+        return urlsplit(url)
+    except ValueError:
+        return urlsplit("")
 
 
 class _GoneError(Exception):

@@ -12,6 +12,7 @@ from fastapi import Request
 from starlette.requests import ClientDisconnect
 
 import medisee
+from medisee.entities import load_entities
 from medisee.io import read_image
 from medisee.questions import check_question
 from medisee.structures import Answer, MedicalImage
@@ -59,6 +60,7 @@ class Service:
     def start(self) -> None:
         """Begin to work."""
         self.worker.start()
+        self._pool.submit(load_entities)  # read once; the first client need not wait for it
 
     def stop(self) -> None:
         """Finish what has begun, forget all images."""
@@ -82,7 +84,7 @@ class Service:
         name = asked.example and asked.example.removeprefix(EXAMPLE)
         source = data if data is not None else f"{EXAMPLE}{name}"
         held = Held(await self._session(source, asked.choices), self.limits)
-        held.suggestions = suggest(self.model, held.image, name)
+        held.suggestions = await self.aside(suggest, self.model, held.image, name)
         return held
 
     async def _session(self, source: bytes | str, choices: dict[str, Any]) -> Any:

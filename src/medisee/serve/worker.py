@@ -121,12 +121,18 @@ class Worker:
     # ---- the model's thread -----------------------------------------------------------------
 
     def _run(self) -> None:
-        while (job := self._next()) is not None:
-            if isinstance(job, _Opening):
-                self._open(job)
-            else:
-                self._answer(self._gather(job))
+        while self._work():
+            pass
         self._turn_away()
+
+    def _work(self) -> bool:
+        """One job; nothing of it stays in this thread while it waits for the next."""
+        job = self._next()
+        if isinstance(job, _Opening):
+            self._open(job)
+        elif job is not None:
+            self._answer(self._gather(job))
+        return job is not None
 
     def _next(self) -> Ticket | _Opening | None:
         with self._changed:
