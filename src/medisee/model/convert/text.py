@@ -37,7 +37,7 @@ VICUNA = PromptTemplate(
     "assistant gives helpful, detailed, and polite answers to the human's questions. USER: "
     f"<im_start>{IMAGE_TOKEN}<im_end>",
     question="\n{} ASSISTANT:",
-    end=" </s>",
+    end="</s>",
     next_round="USER: ",
 )
 """LLaVA's `llava_v1`, with the image between two tokens of its own, as LISA and READ have it."""
