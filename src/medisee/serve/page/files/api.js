@@ -52,8 +52,15 @@ function toTrouble(status, error, retryAfter) {
   return new Trouble("refused", message);
 }
 
+let asking = null; // several requests may find the token missing at the same time
+
 /** Asks the person for the token; false where they do not give one. */
 function askForToken() {
+  asking ??= askInDialog().finally(() => (asking = null));
+  return asking;
+}
+
+function askInDialog() {
   const dialog = byId("token-dialog");
   const field = byId("token");
   field.value = "";

@@ -163,7 +163,7 @@ function countDown(button, label, seconds) {
   const tick = () => {
     button.textContent = seconds > 0 ? `${label} in ${seconds} s` : label;
     button.disabled = seconds > 0;
-    if (seconds-- > 0 && button.isConnected !== false) setTimeout(tick, 1000);
+    if (seconds-- > 0) setTimeout(tick, 1000);
   };
   tick();
 }

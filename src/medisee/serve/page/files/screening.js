@@ -15,7 +15,7 @@ let name = localStorage.getItem(NAME) ?? "";
 const seen = [];
 let at = -1;
 let record = null;
-let working = false;
+let working = null; // the promise of what is being done
 
 // Records
 
@@ -111,21 +111,25 @@ async function back() {
   await fetchSeen();
 }
 
-/** One thing at a time; what fails is said, and can be tried again. */
-async function run(task) {
-  if (working) return;
-  working = true;
+/** One thing at a time, so that no key counts twice. */
+function run(task) {
+  working ??= attempt(task).finally(() => {
+    working = null;
+    setActions();
+  });
+  return working;
+}
+
+/** What fails is said, and can be tried again. */
+async function attempt(task) {
   byId("trouble").replaceChildren();
   try {
     await task();
   } catch (error) {
     if (!(error instanceof Trouble)) throw error;
-    const kept = "Nothing was lost; what you did last was not saved. Try it again.";
-    say(error.kind === "lost" ? "The server cannot be reached" : "That did not work",
-        error.kind === "lost" ? kept : error.message);
-  } finally {
-    working = false;
-    setActions();
+    const kept = "What you did last was not saved; everything before is. Try it again.";
+    if (error.kind === "lost") say("The server cannot be reached", kept);
+    else say("That did not work", error.message);
   }
 }
 
@@ -217,7 +221,7 @@ function filterField(facet, values) {
   );
   const choice = el(
     "select",
-    { id: `filter-${facet}`, onchange: () => run(forwardAnew) },
+    { id: `filter-${facet}`, onchange: chooseAnew },
     el("option", { value: "" }, "all"),
     ...options,
   );
@@ -225,9 +229,12 @@ function filterField(facet, values) {
 }
 
 /** With another choice, the record on the page gives way to one that fits. */
-function forwardAnew() {
-  at = seen.length - 1;
-  return forward();
+async function chooseAnew() {
+  await working;
+  run(() => {
+    at = seen.length - 1;
+    return forward();
+  });
 }
 
 // Keys
