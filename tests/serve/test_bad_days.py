@@ -85,7 +85,8 @@ def test_a_client_that_goes_away_stops_its_work():
         url = f"http://{host}:{port}/v1/ask"
         headers = {"Accept": "text/event-stream"}
         with httpx.stream("POST", url, json=body, headers=headers, timeout=30) as reply:
-            next(reply.iter_lines())
+            lines = reply.iter_lines()
+            next(lines)
             until(lambda: model.said > 2)
         time.sleep(0.3)
         said = model.said
@@ -109,11 +110,11 @@ def test_a_client_that_does_not_read_is_dropped(place):
         connection.sendall(
             f"GET /v1/sessions/{key}/image.png HTTP/1.1\r\nHost: localhost\r\n\r\n".encode()
         )
-        time.sleep(3)
-        connection.settimeout(15)
-        reply = read_all(connection)
+        reply = connection.recv(100)
+        time.sleep(2)
+        reply += read_all(connection)
     assert b"200" in reply[:20]
-    assert len(reply) < 6_000_000  # it broke off
+    assert len(reply) < 9_000_000  # it broke off
     assert is_well(place)
 
 

@@ -101,11 +101,12 @@ def rounds(count: int, tmp_path: Path, monkeypatch, capfd, caplog) -> None:
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setattr("tempfile.tempdir", None)
     monkeypatch.chdir(tmp_path)
-    for name in ("uvicorn", "fastapi", "starlette", "asyncio", "pydicom", "PIL", "multipart"):
+    for name in ("uvicorn", "fastapi", "starlette", "asyncio", "pydicom", "PIL", "python_multipart"):
         logging.getLogger(name).setLevel(logging.DEBUG)
     caplog.set_level(logging.INFO)
     chance = random.Random(9)
     kinds = [marked_dicom(), marked_png(), odd_colours()]
+    capfd.readouterr(), caplog.clear()  # what pydicom says while it writes these
     with TestClient(create_app(FakeModel())) as client:
         errors = [text for _ in range(count) for text in send(client, chance, kinds)]
         metrics = client.get("/metrics").text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -29,6 +30,9 @@ from .worker import Event, Ticket, Worker
 __all__ = ["Asked", "Service", "service_of", "unless_gone"]
 
 EXAMPLE = "example:"
+_TALKATIVE = ("pydicom", "nibabel", "PIL", "python_multipart")
+"""Libraries whose log lines quote what they read."""
+
 Result = TypeVar("Result")
 
 
@@ -59,6 +63,8 @@ class Service:
 
     def start(self) -> None:
         """Begin to work."""
+        for library in _TALKATIVE:
+            logging.getLogger(library).setLevel(logging.CRITICAL + 1)
         self.worker.start()
         self._pool.submit(load_entities)  # read once; the first client need not wait for it
 
