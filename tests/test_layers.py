@@ -22,7 +22,7 @@ def above(rooms: str) -> set[str]:
 
 
 # What the doors to people may use: protocols and results, nothing of how a model works inside.
-FRONT = above("io examples hub questions predictor training evaluation engine data")
+FRONT = above("io examples hub questions predictor volume training evaluation engine data")
 
 # A room is a module or package below medisee; the longest name that fits a file is its room.
 MAY_IMPORT: dict[str, set[str]] = {
@@ -54,14 +54,18 @@ MAY_IMPORT: dict[str, set[str]] = {
     "data.exporters": BASE | {"data", "engine"},
     "engine": BASE | {"data", "parallel"},
     "evaluation.metrics": BASE,
+    "evaluation.summary": BASE | {"evaluation.metrics"},
     "predictor": above(
         "io examples hub questions processing model runtime calibration familiarity"
     ),
     "training": above(
-        "hub processing phrases categories model model.convert data engine calibration familiarity evaluation.metrics"
+        "hub processing phrases categories model model.convert data engine calibration familiarity evaluation.metrics evaluation.summary"
     ),
-    "evaluation": above("hub predictor data engine calibration parallel evaluation.metrics"),
-    "evaluation.systems": above("hub predictor processing model data evaluation"),
+    "evaluation": above(
+        "hub predictor data engine calibration parallel evaluation.metrics evaluation.summary"
+    ),
+    "evaluation.systems": above("hub predictor processing model model.convert data evaluation"),
+    "volume": BASE | {"io", "questions"},
     "serve": FRONT,
     "commands": FRONT
     | {"model.convert", "runtime.compile", "data.importers", "data.exporters", "evaluation.systems", "serve"},
@@ -70,7 +74,9 @@ MAY_IMPORT: dict[str, set[str]] = {
 HEAVY = {"torch", "transformers", "peft", "accelerate", "onnx", "torchvision"}
 LIGHT = {"safetensors"}
 """Read by both runtimes, and only there."""
-MAY_IMPORT_TORCH = ("model", "training", "data.dataset", "predictor", "runtime.compile")
+MAY_IMPORT_TORCH = (
+    "model", "training", "data.dataset", "predictor", "runtime.compile", "evaluation.systems",
+)  # fmt: skip
 MAY_IMPORT_SAFETENSORS = (*MAY_IMPORT_TORCH, "categories", "packing", "runtime")
 NEVER = {"torchvision", "timm", "monai", "supervision", "instructor", "distilabel"}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,28 +11,36 @@ import typer
 
 from medisee.commands.asking import (
     check_folder,
+    load_model,
     open_image,
     open_session,
     save_answers,
     show_answer,
     show_image,
 )
+from medisee.commands.asking_volume import answered, show_volume, show_volume_answer
 from medisee.commands.options import (
+    AsOption,
     DeviceOption,
     FrameOption,
+    HideOption,
     ImageArgument,
     JsonOption,
     ModelOption,
     OutOption,
     PlaneOption,
+    SeriesOption,
     SliceOption,
     WindowOption,
 )
 from medisee.commands.screen import print_json, print_question, spinner
+from medisee.io import check_formats, holds_volume, open_volume, parse_formats
 from medisee.questions import check_question
 
 if TYPE_CHECKING:
-    from medisee.structures import Answer
+    from medisee.io import MedicalVolume
+    from medisee.io.volume import VolumeAnswer
+    from medisee.structures import Answer, MedicalImage
 
 __all__ = ["ask"]
 
@@ -62,37 +71,97 @@ def ask(
     plane: PlaneOption = None,
     frame: FrameOption = None,
     window: WindowOption = None,
+    series: SeriesOption = None,
+    hide: HideOption = None,
+    as_: AsOption = "",
 ) -> None:
-    """Ask an image questions; get masks, boxes and explanations.
+    """Ask an image or a whole volume questions; get masks, boxes and explanations.
 
     Writes STEM.overlay.png (picture), STEM.json (everything, masks as COCO RLE) and
     STEM.1.mask.png ... for each finding to the current folder or to --out. With --json it
     writes files only where --out is given; one question prints an object, several an array.
 
+    A NIfTI volume or a DICOM series is asked slice by slice and answered as one, with
+    STEM.1.mask.nii.gz ...; stopped with Ctrl-C, the same command goes on where it was.
+
     Example: medisee ask example:abdomen-mr "Which organ makes bile?" --out results
     """
     folder = out if out is not None or as_json else Path()
     checked = [check_question(question) for question in questions]
+    formats = parse_formats(as_)
     if folder is not None:
         check_folder(folder)
-    opened = open_image(image, slice_, plane, frame, window)
-    if not as_json:
-        show_image(opened)
-    session = open_session(opened, model, device)
-    answer_all = _print_answers if as_json else _show_answers
-    answers = answer_all(session, checked, explain)
-    if folder is not None:
-        save_answers(answers, folder, overwrite)
+    task = _Task(checked, model, device, explain, as_json, folder, overwrite, formats)
+    cut = "" if plane is None else plane.value
+    choices = {"frame": frame, "window": window, "series": series, "hide": hide or ()}
+    if slice_ is None and holds_volume(image):
+        with open_volume(image, plane=cut or None, **choices) as volume:
+            answers: Sequence[Answer | VolumeAnswer] = _ask_volume(volume, task)
+    else:
+        opened = open_image(image, slice_, plane, **choices)
+        answers = _ask_image(opened, task)
     if fail_on_refusal and any(answer.refusal is not None for answer in answers):
         raise typer.Exit(REFUSED)
+
+
+@dataclass(frozen=True)
+class _Task:
+    """What to ask, of whom, and where the answers go."""
+
+    questions: list[str]
+    model: str
+    device: str | None
+    explain: bool
+    as_json: bool
+    folder: Path | None
+    overwrite: bool
+    formats: tuple[str, ...]
+
+
+def _ask_image(image: MedicalImage, task: _Task) -> Sequence[Answer]:
+    check_formats(image, task.formats)
+    if not task.as_json:
+        show_image(image)
+    session = open_session(image, task.model, task.device)
+    answer_all = _print_answers if task.as_json else _show_answers
+    answers = answer_all(session, task.questions, task.explain)
+    if task.folder is not None:
+        save_answers(answers, task.folder, task.overwrite, task.formats)
+    return answers
+
+
+def _ask_volume(volume: MedicalVolume, task: _Task) -> Sequence[VolumeAnswer]:
+    formats = task.formats or _usual_formats(volume)
+    check_formats(volume, formats)
+    if not task.as_json:
+        show_volume(volume)
+    model = load_model(task.model, task.device)
+    with answered(model, volume, task.questions, task.explain, task.folder) as answers:
+        if task.as_json:
+            _print_json(answers)
+        else:
+            for answer in answers:
+                show_volume_answer(answer)
+        if task.folder is not None:
+            save_answers(answers, task.folder, task.overwrite, formats)
+    return answers
+
+
+def _usual_formats(volume: MedicalVolume) -> tuple[str, ...]:
+    """A volume's masks are written as NIfTI unless it states no places."""
+    return () if volume.affine is None and volume.reference.kind == "dicom" else ("nifti",)
 
 
 def _print_answers(session: Any, questions: list[str], explain: bool) -> Sequence[Answer]:
     with spinner("Thinking ..."):
         answers: list[Answer] = session.ask(questions, explain=explain)
+    _print_json(answers)
+    return answers
+
+
+def _print_json(answers: Sequence[Answer | VolumeAnswer]) -> None:
     values = [answer.to_dict() for answer in answers]
     print_json(values if len(values) > 1 else values[0])
-    return answers
 
 
 def _show_answers(session: Any, questions: list[str], explain: bool) -> Sequence[Answer]:

@@ -21,10 +21,12 @@ from medisee.errors import InputError
 
 if TYPE_CHECKING:
     from medisee.commands.options import Plane
+    from medisee.io.volume import VolumeAnswer
     from medisee.structures import Answer, MedicalImage
 
 __all__ = [
     "check_folder",
+    "load_model",
     "open_image",
     "open_session",
     "save_answers",
@@ -34,14 +36,27 @@ __all__ = [
 
 
 def open_image(
-    source: str, slice: int | None, plane: Plane | None, frame: int | None, window: str | None
+    source: str,
+    slice: int | None,
+    plane: Plane | None,
+    frame: int | None,
+    window: str | None,
+    series: int | None = None,
+    hide: Sequence[str] = (),
 ) -> MedicalImage:
     """Read the image that the user named."""
     from medisee.io import read_image
 
     with spinner(f"Reading {source} ..."):
-        chosen = None if plane is None else plane.value
-        return read_image(source, slice=slice, plane=chosen, frame=frame, window=window)
+        return read_image(
+            source,
+            slice=slice,
+            plane=None if plane is None else plane.value,
+            frame=frame,
+            window=window,
+            series=series,
+            hide=hide,
+        )
 
 
 def show_image(image: MedicalImage) -> None:
@@ -52,12 +67,17 @@ def show_image(image: MedicalImage) -> None:
     print_text("")
 
 
-def open_session(image: MedicalImage, model: str, device: str | None) -> Any:
-    """Load the model and let it look at the image; a spinner tells what takes its time."""
+def load_model(model: str, device: str | None) -> Any:
+    """Load a model behind a spinner."""
     from medisee.predictor import load
 
     with spinner(f"Loading {model} ..."):
-        loaded = load(model, device=device)
+        return load(model, device=device)
+
+
+def open_session(image: MedicalImage, model: str, device: str | None) -> Any:
+    """Load the model and let it look at the image; a spinner tells what takes its time."""
+    loaded = load_model(model, device)
     with spinner("Looking at the image ..."):
         return loaded.open(image)
 
@@ -137,7 +157,12 @@ def check_folder(folder: Path) -> None:
         raise InputError(f"{nearest} is a file, so no results can be written there; change --out")
 
 
-def save_answers(answers: Sequence[Answer], folder: Path, overwrite: bool = False) -> None:
+def save_answers(
+    answers: Sequence[Answer | VolumeAnswer],
+    folder: Path,
+    overwrite: bool = False,
+    formats: Sequence[str] = (),
+) -> None:
     """Write the files of answers about one image and say where they lie.
 
     Unless `overwrite` is on, a number is added to their names where those are taken.
@@ -145,4 +170,4 @@ def save_answers(answers: Sequence[Answer], folder: Path, overwrite: bool = Fals
     from medisee.io import free_stem, write_answer
 
     stem = None if overwrite else free_stem(answers, folder)
-    print_written(write_answer(answers, folder, stem=stem, overwrite=overwrite))
+    print_written(write_answer(answers, folder, stem=stem, overwrite=overwrite, formats=formats))

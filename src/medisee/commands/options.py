@@ -9,8 +9,10 @@ from typing import Annotated
 import typer
 
 __all__ = [
+    "AsOption",
     "DeviceOption",
     "FrameOption",
+    "HideOption",
     "ImageArgument",
     "JsonOption",
     "ModelOption",
@@ -18,6 +20,7 @@ __all__ = [
     "Plane",
     "PlaneOption",
     "RuntimeOption",
+    "SeriesOption",
     "SliceOption",
     "WindowOption",
 ]
@@ -37,8 +40,8 @@ ImageArgument = Annotated[
     str,
     typer.Argument(
         metavar="IMAGE",
-        help="PNG, JPEG, TIFF, BMP, WebP, DICOM or NIfTI file, or example:NAME "
-        "(see medisee examples).",
+        help="PNG, JPEG, TIFF, BMP, WebP, DICOM or NIfTI file, a folder or ZIP archive with a "
+        "DICOM series, or example:NAME (see medisee examples).",
     ),
 ]
 ModelOption = Annotated[
@@ -61,7 +64,9 @@ OutOption = Annotated[
 SliceOption = Annotated[
     int | None,
     typer.Option(
-        "--slice", help="Slice of a volume, from 0. Default: middle.", rich_help_panel=_CHOICES
+        "--slice",
+        help="One slice of a volume, from 0. Default: the whole volume.",
+        rich_help_panel=_CHOICES,
     ),
 ]
 PlaneOption = Annotated[
@@ -76,6 +81,32 @@ WindowOption = Annotated[
     typer.Option(
         metavar="CENTRE,WIDTH",
         help="Grey values to show, such as 40,400, or a name: soft-tissue, lung, bone, brain ...",
+        rich_help_panel=_CHOICES,
+    ),
+]
+AsOption = Annotated[
+    str,
+    typer.Option(
+        "--as",
+        metavar="FORMATS",
+        help="Write masks as nifti, seg (DICOM-SEG), sr (DICOM report) too, such as seg,sr.",
+    ),
+]
+SeriesOption = Annotated[
+    int | None,
+    typer.Option(
+        "--series",
+        help="Series Number, where a folder holds several. Default: the largest.",
+        rich_help_panel=_CHOICES,
+    ),
+]
+HideOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--hide",
+        metavar="X1,Y1,X2,Y2",
+        help="Black out an area before asking, such as burned-in text; or annotations: all that "
+        "a DICOM ultrasound shows outside its regions. May be repeated.",
         rich_help_panel=_CHOICES,
     ),
 ]

@@ -9,16 +9,18 @@ from medisee.io.display import WINDOWS
 from medisee.io.reading import ImageSource, holds_volume, open_volume, read_image
 from medisee.io.request import Limits
 from medisee.io.volume import MedicalVolume
-from medisee.io.writing import free_stem, write_answer
+from medisee.io.writing import check_formats, free_stem, parse_formats, write_answer
 
 __all__ = [
     "WINDOWS",
     "ImageSource",
     "Limits",
     "MedicalVolume",
+    "check_formats",
     "free_stem",
     "holds_volume",
     "open_volume",
+    "parse_formats",
     "read_image",
     "write_answer",
 ]

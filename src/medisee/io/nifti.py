@@ -93,8 +93,6 @@ def write_nifti(
 
     A NIfTI source's affines, codes and units are copied bit for bit; nothing else of its header
     is, as the rest may tell who the patient is. Of a DICOM source `affine` is written.
-
-    Raises InputError where the source has no geometry that NIfTI can state.
     """
     import nibabel
 
@@ -104,11 +102,6 @@ def write_nifti(
             source = _open(stream, ReadRequest(path.name))
             voxels = voxels.reshape(source.shape[:3])
             image = type(source)(voxels, None, _geometry_of(source.header, type(source)))
-    elif affine is None:
-        raise InputError(
-            "NIfTI needs to know where slices lie and that they are evenly spaced, which this "
-            "DICOM source does not state; write seg instead"
-        )
     else:
         image = nibabel.Nifti1Image(voxels, affine)
         image.header.set_xyzt_units("mm")

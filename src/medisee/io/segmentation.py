@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 import medisee
 from medisee.boxes import mask_diameters
 from medisee.errors import InputError
-from medisee.extras import needs_extra
 from medisee.io.coding import Coding, code_finding
 from medisee.io.reference import SourceReference
 from medisee.io.volume import VolumeAnswer, VolumeFinding, findings_of
@@ -40,8 +39,8 @@ _MUST_BE_THERE = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "SO
 def write_seg(path: Path, answer: Answer | VolumeAnswer) -> None:
     """Write a DICOM-SEG with one binary segment for each finding.
 
-    Raises InputError when the source is no DICOM file, has changed since it was read, or lacks
-    what a SEG must repeat; MissingExtraError without the extra `dicom`.
+    Raises InputError when the source has changed since it was read, or lacks what a SEG must
+    repeat. `medisee.io.writing.check_formats` has seen to the rest.
     """
     segmentation, _ = _segmentation(answer)
     segmentation.save_as(path, enforce_file_format=True)
@@ -57,15 +56,16 @@ def write_seg_and_sr(seg_path: Path, sr_path: Path, answer: Answer | VolumeAnswe
 
 def _segmentation(answer: Answer | VolumeAnswer) -> tuple[Any, list[Any]]:
     """The SEG dataset and the headers of the images that it refers to."""
-    with needs_extra("DICOM output", "dicom"):
-        import highdicom
+    import highdicom
 
-    place = _dicom_place(answer)
+    place = answer.image.reference
+    if place is None:
+        raise AssertionError("check_formats refuses this")
     findings = findings_of(answer)
     slices = sorted({index for finding in findings for index in finding.masks})
     sources = _sources(place, slices)
     pixels = np.stack([_frames(finding, place, slices, sources) for finding in findings], axis=-1)
-    cine_frame = _as_single_frame(sources, place, slices)
+    cine_frame = _as_single_frame(sources, place, slices, answer.image.spacing)
     with _quietly():
         segmentation = highdicom.seg.Segmentation(
             source_images=sources,
@@ -84,6 +84,9 @@ def _segmentation(answer: Answer | VolumeAnswer) -> tuple[Any, list[Any]]:
         )
     if cine_frame is not None:
         _name_frame(segmentation, cine_frame)
+    shared = segmentation.SharedFunctionalGroupsSequence[0]
+    if "PixelMeasuresSequence" in shared and not shared.PixelMeasuresSequence[0].PixelSpacing:
+        del shared.PixelMeasuresSequence
     if "ImagePositionPatient" not in sources[0] and "PatientOrientation" not in segmentation:
         segmentation.PatientOrientation = sources[0].get("PatientOrientation") or ""
     return segmentation, sources
@@ -112,16 +115,6 @@ def _identity() -> dict[str, Any]:
         "instance_number": 1,
         "manufacturer": _MANUFACTURER,
     }
-
-
-def _dicom_place(answer: Answer | VolumeAnswer) -> SourceReference:
-    place = answer.image.reference
-    if place is None or place.kind != "dicom" or not place.files:
-        raise InputError(
-            f"{answer.image.source}: is not a DICOM file, so no DICOM result can refer to it; "
-            "leave seg and sr out"
-        )
-    return place
 
 
 def _sources(place: SourceReference, slices: Sequence[int]) -> list[Any]:
@@ -180,20 +173,28 @@ def _frames(
 
 
 def _as_single_frame(
-    sources: Sequence[Any], place: SourceReference, slices: Sequence[int]
+    sources: Sequence[Any],
+    place: SourceReference,
+    slices: Sequence[int],
+    spacing: tuple[float, float] | None,
 ) -> int | None:
     """The only frame that is marked, of a film without places; its header then states one frame.
 
-    highdicom writes segments of a single frame only where there are no coordinates.
+    highdicom writes segments of a single frame only where there are no coordinates, and asks
+    multi-frame images for functional groups, which ultrasound and X-ray films do not have.
     """
     from highdicom.spatial import get_image_coordinate_system
     from pydicom import Dataset
+    from pydicom.valuerep import DSfloat
 
     [first, *_] = sources
     if get_image_coordinate_system(first) is not None or len(slices) != 1:
         return None
-    for name in ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"):
-        setattr(first, name, first.get(name) or [Dataset()])
+    if "SharedFunctionalGroupsSequence" not in first:
+        shared, measures = Dataset(), Dataset()
+        measures.PixelSpacing = spacing and [DSfloat(mm, auto_format=True) for mm in spacing]
+        shared.PixelMeasuresSequence = [measures]
+        first.SharedFunctionalGroupsSequence = [shared]
     if int(first.get("NumberOfFrames") or 1) == 1:
         return None
     first.NumberOfFrames = 1

@@ -14,10 +14,11 @@ import numpy as np
 from PIL import Image
 
 from medisee.errors import InputError
-from medisee.io.volume import VolumeAnswer, findings_of
-from medisee.structures import Answer
+from medisee.extras import needs_extra
+from medisee.io.volume import MedicalVolume, VolumeAnswer, findings_of
+from medisee.structures import Answer, MedicalImage
 
-__all__ = ["FORMATS", "free_stem", "parse_formats", "write_answer"]
+__all__ = ["FORMATS", "check_formats", "free_stem", "parse_formats", "write_answer"]
 
 FORMATS = ("nifti", "seg", "sr")
 """What can be written beside overlay, JSON and mask PNGs. `sr` brings `seg`, which it refers to."""
@@ -35,6 +36,29 @@ def parse_formats(text: str) -> tuple[str, ...]:
                 f"results are not written as {word[:20]!r}; choose {', '.join(FORMATS)}"
             )
     return tuple(dict.fromkeys(words))
+
+
+def check_formats(image: MedicalImage | MedicalVolume, formats: Sequence[str]) -> None:
+    """Refuse formats that results about `image` cannot have, before any time is spent on them.
+
+    Raises InputError for a SEG or SR about what is no DICOM file and for NIfTI without a place in
+    a patient; MissingExtraError without the extra `dicom`.
+    """
+    place = image.reference
+    if {"seg", "sr"} & set(formats):
+        with needs_extra("DICOM output", "dicom"):
+            import highdicom  # noqa: F401
+        if place is None or place.kind != "dicom" or not place.files:
+            raise InputError(
+                f"{image.source}: is not a DICOM file, so no DICOM result can refer to it; "
+                "leave seg and sr out"
+            )
+    unplaced = place is None or not place.files
+    if "nifti" in formats and (unplaced or (place.kind == "dicom" and image.affine is None)):  # type: ignore[union-attr]
+        raise InputError(
+            f"{image.source}: does not state where evenly spaced slices lie in a patient, which "
+            "NIfTI needs; leave nifti out"
+        )
 
 
 def write_answer(
@@ -59,6 +83,8 @@ def write_answer(
     """
     answers = [answer] if isinstance(answer, (Answer, VolumeAnswer)) else list(answer)
     chosen = parse_formats(",".join(formats))
+    for one in answers:
+        check_formats(one.image, chosen)
     folder = Path(directory)
     stems = _stems(answers, stem)
     taken = [path for name in stems for path in _files_of(folder, name)]
@@ -164,11 +190,8 @@ def _write_niftis(answer: Answer | VolumeAnswer, folder: Path, stem: str) -> lis
     from medisee.io.nifti import write_nifti
 
     place = answer.image.reference
-    if place is None or not place.files:
-        raise InputError(
-            f"{answer.image.source}: states no place in a patient, so there is no NIfTI to write; "
-            "leave nifti out"
-        )
+    if place is None:
+        raise AssertionError("check_formats refuses this")
     names = []
     for number, finding in enumerate(findings_of(answer), start=1):
         names.append(f"{stem}.{number}.mask.nii.gz")
