@@ -5,6 +5,7 @@ import { colourOf, extent, labelOf, percent, surface } from "./words.js";
 
 const MOST_ZOOM = 16;
 const PAN_STEP = 60;
+const HEAT_SIDE = 256;
 
 /**
  * Shows one image in `#stage`. Pictures lie on a plane that is as large as the zoom asks for;
@@ -96,11 +97,14 @@ export class Viewer {
     this.heat.hidden = bitmap === null;
     this.stage.classList.toggle("heated", bitmap !== null);
     if (bitmap === null) return;
-    this.heat.width = bitmap.width;
-    this.heat.height = bitmap.height;
+    // Enlarged while still grey: colours between two cells are then those of values between them.
+    const scale = Math.max(1, Math.floor(HEAT_SIDE / Math.max(bitmap.width, bitmap.height)));
+    const [width, height] = [bitmap.width * scale, bitmap.height * scale];
+    Object.assign(this.heat, { width, height });
     const context = this.heat.getContext("2d");
-    context.drawImage(bitmap, 0, 0);
-    const pixels = context.getImageData(0, 0, bitmap.width, bitmap.height);
+    context.imageSmoothingQuality = "high";
+    context.drawImage(bitmap, 0, 0, width, height);
+    const pixels = context.getImageData(0, 0, width, height);
     for (let i = 0; i < pixels.data.length; i += 4) {
       pixels.data.set(heatColour(pixels.data[i] / 255), i);
     }
@@ -273,11 +277,19 @@ export class Viewer {
     this.stage.classList.toggle("bare", on);
   }
 
-  /** Left of the divider lies the bare image. */
+  /** Left of the divider lies the bare image; it begins in the middle of what was found. */
   compare(on) {
     this.stage.classList.toggle("comparing", on);
-    this.divide(on ? 50 : 0);
+    this.divide(on ? this.middleOfFindings() : 0);
     if (on) announce("Left of the divider is the bare image. Arrow keys move the divider.");
+  }
+
+  middleOfFindings() {
+    const left = Math.min(...this.findings.map(({ box }) => box[0]));
+    const right = Math.max(...this.findings.map(({ box }) => box[2]));
+    const { x, width } = this.frame();
+    const middle = x + (((left + right) / 2) * width) / this.image.width;
+    return clamp((100 * middle) / this.stage.clientWidth, 10, 90);
   }
 
   divide(share) {
