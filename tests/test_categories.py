@@ -35,6 +35,36 @@ def test_kept_with_a_model(tmp_path):
     assert again is not None
     assert again.names == categories.names
     assert np.allclose(again.states, categories.states, atol=2e-3)
+    assert again.read is None
+    Categories(categories.names, categories.states, 2 * categories.states).save(tmp_path)
+    again = Categories.load(tmp_path)
+    assert again is not None
+    assert again.read is not None
+    assert np.allclose(again.read, 2 * categories.states, atol=4e-3)
+
+
+def test_the_heads_read_the_category_that_is_meant_without_its_noise():
+    plain = drawn()
+    read = np.random.default_rng(2).standard_normal(plain.states.shape).astype(np.float32)
+    categories = Categories(plain.names, plain.states, read)
+    noise = 0.3 * np.random.default_rng(1).standard_normal(plain.states.shape)
+    settled = categories.settle((plain.states + noise).astype(np.float32))
+    assert settled.dtype == np.float32
+    assert np.abs(settled - read).max() < 0.02
+
+
+def test_between_two_categories_the_heads_read_both():
+    plain = drawn()
+    categories = Categories(plain.names, plain.states, plain.states)
+    between = plain.states[:2].mean(axis=0, keepdims=True)
+    settled = categories.settle(between)
+    distances = np.linalg.norm((settled - plain.states).reshape(5, -1), axis=1)
+    assert set(distances.argsort()[:2].tolist()) == {0, 1}
+
+
+def test_without_read_states_the_heads_read_what_is_emitted():
+    plain = drawn()
+    assert plain.settle(plain.states) is plain.states
 
 
 def test_a_model_may_have_none(tmp_path):

@@ -1,7 +1,7 @@
 """The states that a model with fixed category states was trained to emit, one for each category.
 
-They tell which category a target's emitted states mean, by the cosine that training used.
-`categories.safetensors` in a model's folder.
+They tell which category a target's emitted states mean, by the cosine that training used, and
+what the heads read in their place. `categories.safetensors` in a model's folder.
 """
 
 from __future__ import annotations
@@ -19,14 +19,26 @@ from .phrases import Phrasebook
 __all__ = ["Categories", "speaking_categories"]
 
 FILE = "categories.safetensors"
+TEMPERATURE = 0.05
+"""Of `settle`: a cosine nearer by so much counts e times as much."""
+
+States = NDArray[np.float32]
 
 
 class Categories:
-    """Names and states (k, n, d) of the k categories that a model knows."""
+    """The k categories that a model knows.
 
-    def __init__(self, names: Sequence[str], states: NDArray[np.float32]) -> None:
+    Attributes:
+        names: one each.
+        states: (k, n, d), what the language model was trained to emit.
+        read: (k, n, d), what the heads know each one by, on the mean what the language model
+            really emits; None where the heads read every emitted state as it is.
+    """
+
+    def __init__(self, names: Sequence[str], states: States, read: States | None = None) -> None:
         self.names = tuple(names)
         self.states = states
+        self.read = read
         self.common = states.mean(axis=0, keepdims=True)
         self._own = _normalised(states - self.common)
 
@@ -39,8 +51,9 @@ class Categories:
             return None
         try:
             with safe_open(folder / FILE, framework="np") as file:
-                states = file.get_tensor("states").astype(np.float32)
-                return cls(json.loads(file.metadata()["names"]), states)
+                stored = file.keys()
+                arrays = {name: file.get_tensor(name).astype(np.float32) for name in stored}
+                return cls(json.loads(file.metadata()["names"]), **arrays)
         except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
             raise ModelError(f"{folder / FILE} is damaged; get the model again") from error
 
@@ -49,12 +62,31 @@ class Categories:
         from safetensors.numpy import save_file
 
         metadata = {"names": json.dumps(self.names)}
-        save_file({"states": self.states.astype(np.float16)}, folder / FILE, metadata)
+        arrays = {"states": self.states} | ({} if self.read is None else {"read": self.read})
+        halves = {name: array.astype(np.float16) for name, array in arrays.items()}
+        save_file(halves, folder / FILE, metadata)
 
-    def nearest(self, states: NDArray[np.float32]) -> list[str]:
+    def nearest(self, states: States) -> list[str]:
         """Name of the category nearest to each of (T, n, d) candidate states."""
-        scores = _normalised(states - self.common) @ self._own.T
-        return [self.names[index] for index in scores.argmax(axis=1).tolist()]
+        return [self.names[index] for index in self._scores(states).argmax(axis=1).tolist()]
+
+    def settle(self, states: States) -> States:
+        """What the heads read of emitted (T, n, d): the categories meant, without the noise.
+
+        A softmax over the categories' scores weighs their `read` states (the retrieval step of a
+        Hopfield network, Ramsauer et al. 2021).
+        """
+        if self.read is None:
+            return states
+        scores = self._scores(states) / TEMPERATURE
+        chances = np.exp(scores - scores.max(axis=1, keepdims=True))
+        chances /= chances.sum(axis=1, keepdims=True)
+        settled: States = np.einsum("tk,knd->tnd", chances, self.read)
+        return settled
+
+    def _scores(self, states: States) -> NDArray[np.float32]:
+        """(T, k) cosines without what all categories have in common."""
+        return _normalised(states - self.common) @ self._own.T
 
 
 def speaking_categories(folder: Path, phrases: Phrasebook | None) -> Categories | None:
@@ -67,7 +99,7 @@ def speaking_categories(folder: Path, phrases: Phrasebook | None) -> Categories 
     return categories
 
 
-def _normalised(states: NDArray[np.float32]) -> NDArray[np.float32]:
+def _normalised(states: States) -> NDArray[np.float32]:
     """(k, n, d) -> (k, n d) of length one."""
     flat = states.reshape(len(states), -1)
     return flat / np.maximum(np.linalg.norm(flat, axis=1, keepdims=True), 1e-12)

@@ -134,6 +134,19 @@ def test_categories_and_phrases_are_used(copy):
         assert answer.text == " ".join(sentences[f.label][0] for f in answer.findings)
 
 
+def test_both_runtimes_read_the_category_that_is_meant(copy):
+    drawn = np.random.default_rng(0).standard_normal((2, 3, 2, 32)).astype(np.float32)
+    Categories(["liver", "spleen", "heart"], *drawn).save(copy)
+    models = [medisee.load(str(copy), runtime=name) for name in ("torch", "onnx")]
+    runtimes = [model.runtime for model in models]
+    for first, second in zip(*perceived(runtimes, QUESTIONS, accept=0.0), strict=True):
+        assert_alike(first, second)
+    (copy / "categories.safetensors").unlink()
+    plain = [medisee.load(str(copy), runtime="onnx").runtime]
+    [before] = perceived(plain, QUESTIONS, accept=0.0)
+    assert np.abs(first.mask_logits - before[-1].mask_logits).max() > 1e-3
+
+
 def test_one_copy_of_the_weights(folder):
     weights = (folder / "packed.safetensors").stat().st_size
     graphs = sum((folder / f"{name}.onnx").stat().st_size for name in GRAPHS)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import nn
 
-from medisee.training.align import _absorb
+from medisee.categories import Categories
+from medisee.training.align import SPREAD, _absorb, read_as_emitted
 
 
 def test_an_affine_distortion_is_undone_exactly():
@@ -53,3 +55,14 @@ def test_the_fit_is_the_best_linear_one():
                 parameter.add_(change)
                 assert error() > least
                 parameter.sub_(change)
+
+
+def test_heads_know_a_category_by_the_mean_of_what_is_emitted():
+    fixed = np.zeros((3, 2, 4), np.float32)
+    emitted = np.array([1.0, 3.0, 6.0], np.float32)[:, None, None] * np.ones((3, 2, 4), np.float32)
+    categories = read_as_emitted(Categories("abc", fixed), emitted, np.array([0, 0, 2]))
+    assert categories.read is not None
+    means = np.array([2.0, 0.0, 6.0])  # the second one was not emitted and keeps its state
+    expected = 4 + SPREAD * (means - 4)
+    expected[1] = 0
+    assert np.allclose(categories.read, expected[:, None, None])

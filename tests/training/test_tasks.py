@@ -12,8 +12,8 @@ from medisee.boxes import box_iou, cxcywh_to_xyxy
 from medisee.categories import Categories
 from medisee.training.tasks import (
     category_scores,
-    category_states,
     dice,
+    fixed_categories,
     jitter,
     paired_iou,
     scene_loss,
@@ -25,13 +25,13 @@ LABELS = [f"label {number}" for number in range(40)]
 
 @pytest.fixture(scope="module")
 def states():
-    return category_states(LABELS, 2, 64, seed=7)
+    return torch.from_numpy(fixed_categories(LABELS, 2, 64, seed=7).states)
 
 
 def test_category_states_follow_from_the_seed(states):
     assert states.shape == (40, 2, 64)
-    assert torch.equal(states, category_states(LABELS, 2, 64, seed=7))
-    assert not torch.equal(states, category_states(LABELS, 2, 64, seed=8))
+    assert np.array_equal(states, fixed_categories(LABELS, 2, 64, seed=7).states)
+    assert not np.array_equal(states, fixed_categories(LABELS, 2, 64, seed=8).states)
 
 
 def test_category_states_share_a_part_and_have_one_of_their_own(states):
@@ -53,15 +53,20 @@ def test_the_nearest_category_is_found_through_noise(states):
 
 
 def test_a_categorys_state_follows_from_its_name_alone(states):
-    fewer = category_states(LABELS[5:9], 2, 64, seed=7)
-    assert torch.equal(fewer, states[5:9])
+    fewer = fixed_categories(LABELS[5:9], 2, 64, seed=7)
+    assert np.array_equal(fewer.states, states[5:9])
+    assert fewer.read is None
 
 
 def test_categories_that_a_model_knows_keep_their_states(states):
-    known = Categories(LABELS[:3], torch.randn(3, 2, 64).numpy())
-    both = category_states(["new", *LABELS[1:3]], 2, 64, 7, known)
-    assert np.array_equal(both[1:], known.states[1:])
-    own = both[0] - torch.from_numpy(known.common[0])
+    drawn = np.random.default_rng(0).standard_normal((2, 3, 2, 64)).astype(np.float32)
+    known = Categories(LABELS[:3], *drawn)
+    both = fixed_categories(["new", *LABELS[1:3]], 2, 64, 7, known)
+    assert np.array_equal(both.states[1:], known.states[1:])
+    assert both.read is not None
+    assert np.array_equal(both.read[1:], drawn[1][1:])
+    assert np.array_equal(both.read[0], both.states[0])
+    own = both.states[0] - known.common[0]
     assert own.std() == pytest.approx(1, rel=0.2)
 
 

@@ -11,6 +11,7 @@ from tiny import save_nano
 
 import medisee
 from medisee import training
+from medisee.categories import Categories
 from medisee.data.sa_med2d import Index
 from medisee.errors import DataError, ModelError
 from medisee.training import loop
@@ -202,6 +203,9 @@ def test_heads_are_aligned_once(recipe, tmp_path, monkeypatch):
         "projector.layers.0.weight", "projector.layers.0.bias",
         "box_decoder.query.weight", "box_decoder.query.bias",
     }  # fmt: skip
+    categories = Categories.load(tmp_path / "run" / "align")
+    assert categories is not None
+    assert categories.read is not None
     training.train(recipe(["align"]))
     for name, value in trained(tmp_path / "run", "align").items():
         assert torch.equal(value, aligned[name])

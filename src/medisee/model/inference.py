@@ -74,7 +74,13 @@ class TorchRuntime:
         """Phase 2: every question's decision, boxes and mask logits, in one batch."""
         processor = self.processor
         perceived = self.model.perceive(
-            image, questions, processor.group, processor.more, processor.openings, accept
+            image,
+            questions,
+            processor.group,
+            processor.more,
+            processor.openings,
+            accept,
+            settle=self._settle if self.categories else None,
         )
         return [self._raw(each) for each in perceived]
 
@@ -84,6 +90,11 @@ class TorchRuntime:
         allowed = None if phrases is None else partial(phrases.allowed, raw.labels)
         most = TOKENS_PER_TARGET * max(len(raw.presence), 1)
         return self.model.explain(raw.handle, opening, self.processor.end_id, most, allowed)
+
+    def _settle(self, states: torch.Tensor) -> torch.Tensor:
+        assert self.categories is not None
+        settled = self.categories.settle(states.float().cpu().numpy())
+        return torch.from_numpy(settled).to(states)
 
     def _raw(self, perceived: Perceived) -> RawAnswer:
         located = perceived.targets or Located()

@@ -345,6 +345,7 @@ class MediSeeModel(PreTrainedModel):
         accept: float = 0.5,
         another: float = 0.5,
         max_targets: int = 8,
+        settle: Callable[[Tensor], Tensor] | None = None,
     ) -> list[Perceived]:
         """Phase 2: decisions, masks and boxes of all questions, without decoding a token.
 
@@ -356,6 +357,7 @@ class MediSeeModel(PreTrainedModel):
             accept: at least this probability of "here", or the question is refused.
             another: at least this probability of "and another" opens a further group.
             max_targets: at most so many groups an answer.
+            settle: what the heads read in place of the candidate states (T, n, d).
         """
         batch = [ids + group for ids in questions]
         ids, mask = pad_right(batch, self.device)
@@ -371,7 +373,7 @@ class MediSeeModel(PreTrainedModel):
         groups = [[candidates[row]] if here[row] else [] for row in range(len(batch))]
         presence = [[float(decision[row, 0])] if here[row] else [] for row in range(len(batch))]
         self._further_groups(stream, groups, presence, more, another, max_targets)
-        located = self._locate_groups(image, groups)
+        located = self._locate_groups(image, groups, settle)
         ends = image.prefix.length + first + 1
         return [
             self._perceived(stream, row, decision[row], found, presence[row], groups[row])
@@ -430,15 +432,19 @@ class MediSeeModel(PreTrainedModel):
                 presence[row].append(float(chance[row]))
 
     def _locate_groups(
-        self, image: EncodedImage, groups: list[list[Tensor]]
+        self,
+        image: EncodedImage,
+        groups: list[list[Tensor]],
+        settle: Callable[[Tensor], Tensor] | None,
     ) -> list[Located | None]:
         """One mask-decoder batch for the targets of all questions."""
         flat = [states for row in groups for states in row]
         if not flat:
             return [None] * len(groups)
         index = torch.zeros(len(flat), dtype=torch.long, device=self.device)
+        candidates = torch.stack(flat)
         everything = self.locate(
-            torch.stack(flat),
+            candidates if settle is None else settle(candidates),
             image.embedding[index],
             image.prefix.image_states[index],
             image.content[index],

@@ -205,8 +205,9 @@ class OnnxRuntime:
         if not flat:
             return [None] * len(groups)
         names = [output.name for output in self._locate.get_outputs()]
+        candidates = np.stack(flat)
         given = {
-            "candidates": np.stack(flat),
+            "candidates": self.categories.settle(candidates) if self.categories else candidates,
             "embedding": image.embedding,
             "image_states": image.image_states,
             "content": image.content,

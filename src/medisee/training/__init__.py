@@ -23,7 +23,7 @@ from .finish import finish
 from .loop import run_stage
 from .recipe import Recipe, Stage, read_recipe
 from .targets import Targets
-from .tasks import Context, category_states
+from .tasks import Context, fixed_categories
 
 VAL_RECORDS = 500
 """Questions that a stage is measured with."""
@@ -55,7 +55,7 @@ def train(recipe: Recipe | str | Path) -> Path:
         context.val.index,
         context.val_records,
         context.val.cache,
-        Categories(context.train.labels, context.states.numpy()),
+        context.categories,
         final,
     )
     return final
@@ -90,7 +90,7 @@ def prepare(recipe: Recipe) -> Context:
         processor=processor,
         train=train_split,
         val=val_split,
-        states=category_states(
+        categories=fixed_categories(
             labels,
             model.config.num_candidates,
             model.config.hidden_size,

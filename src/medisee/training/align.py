@@ -1,20 +1,25 @@
-"""Fits the heads' first layers to the states that the language model really emits.
+"""Fits the heads to the states that the language model really emits.
 
 The heads learned from fixed category states; the language model emits them shrunk and with noise
 of its own. Ridge regression from the emitted fused states to the fixed ones is the best linear
-correction, and it is absorbed into the linear layers that read h_det and h_seg, so that nothing
-is added to the model. It costs a few thousand forward passes and one linear system.
+correction, and it is absorbed into the linear layers that read h_det and h_seg. The noise goes
+with `Categories.settle`, for which each category's mean emitted state is kept. It costs a few
+thousand forward passes and one linear system.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
 from torch import Tensor, nn
 
+from ..categories import Categories
+from ..errors import DataError
 from .loop import MetricsLog, load_checkpoint, save_checkpoint, trainable
 from .recipe import Recipe, Stage
 from .tasks import Context, Language
@@ -22,15 +27,23 @@ from .tasks import Context, Language
 ALIGNED = ("projector", "box_decoder")
 """Parameters that this stage writes, and so what its checkpoint holds."""
 
+SPREAD = 1.5
+"""Chosen on the validation split (docs/experiments.md)."""
+
 
 def run_align(context: Context, recipe: Recipe, stage: Stage, folder: Path) -> None:
     """Collects `stage.steps` batches of emitted states and corrects the heads, once."""
     stage = stage.model_copy(update={"rates": dict.fromkeys(ALIGNED, 1.0)})
     trainable(context.model, stage)
     if load_checkpoint(context.model, None, folder):
+        context.categories = _known(folder)
         return
     context.model.eval()
-    emitted, wanted = _collect(context, stage)
+    emitted, labels = _collect(context, stage)
+    wanted = context.states[labels]
+    context.categories = read_as_emitted(context.categories, emitted.numpy(), labels.numpy())
+    folder.mkdir(parents=True, exist_ok=True)
+    context.categories.save(folder)
     with torch.no_grad():
         seg, det = context.model.fusion(emitted)
         seg_goal, det_goal = context.model.fusion(wanted)
@@ -44,7 +57,7 @@ def run_align(context: Context, recipe: Recipe, stage: Stage, folder: Path) -> N
 
 @torch.inference_mode()
 def _collect(context: Context, stage: Stage) -> tuple[Tensor, Tensor]:
-    """Emitted and fixed candidate states (T, n, d) of training questions."""
+    """Emitted candidate states (T, n, d) of training questions, and the labels (T,)."""
     task = Language(context, stage)
     emitted, labels = [], []
     for step in track(range(stage.steps), stage.name, console=Console(stderr=True)):
@@ -52,7 +65,30 @@ def _collect(context: Context, stage: Stage) -> tuple[Tensor, Tensor]:
             states, numbers = task.emitted(step)
         emitted.append(states.float())
         labels.append(numbers)
-    return torch.cat(emitted), context.states[torch.cat(labels)]
+    return torch.cat(emitted), torch.cat(labels)
+
+
+def _known(folder: Path) -> Categories:
+    categories = Categories.load(folder)
+    if categories is None:
+        raise DataError(f"{folder} holds no categories; remove it to align again")
+    return categories
+
+
+def read_as_emitted(
+    categories: Categories, emitted: NDArray[np.float32], labels: NDArray[np.int64]
+) -> Categories:
+    """Categories whose heads know each one by the mean of its emitted states (T, n, d).
+
+    The means are drawn apart by `SPREAD`: they are nearer to each other than the fixed states
+    that the heads learned from. A category that was not emitted keeps its fixed state.
+    """
+    seen = np.unique(labels)
+    means = np.stack([emitted[labels == label].mean(axis=0) for label in seen])
+    middle = means.mean(axis=0)
+    read = categories.states.copy()
+    read[seen] = middle + SPREAD * (means - middle)
+    return Categories(categories.names, categories.states, read)
 
 
 def _reader(context: Context) -> nn.Linear:

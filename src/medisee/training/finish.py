@@ -42,14 +42,15 @@ def finish(
     Args:
         records: validation questions, present and absent ones.
         cache: features of the training and validation images.
-        categories: the states that the model was trained to emit.
+        categories: what the model was trained to emit, and its heads to read.
     """
     folder.mkdir(parents=True, exist_ok=True)
     MediSeeProcessor(processor.config, processor.tokenizer, phrasebook()).save_pretrained(folder)
     categories.save(folder)
     model.save_packed(folder)
     packed = MediSeeModel.from_pretrained(folder)  # what is measured is what will be used
-    calibrate(packed, processor, index, records, cache).save(folder / "calibration.json")
+    runtime = TorchRuntime(packed, processor, categories)
+    calibrate(runtime, index, records, cache).save(folder / "calibration.json")
     familiar(index, cache).save(folder)
     (folder / "targets.json").write_text(json.dumps(trained_targets(index), indent=1) + "\n")
 
@@ -69,14 +70,10 @@ REFUSALS = (
 
 
 def calibrate(
-    model: MediSeeModel,
-    processor: MediSeeProcessor,
-    index: Index,
-    records: list[QARecord],
-    cache: FeatureCache,
+    runtime: TorchRuntime, index: Index, records: list[QARecord], cache: FeatureCache
 ) -> Calibration:
     """Fits P(IoU > 0.5) on the first targets and the refusal threshold on the decisions."""
-    runtime = TorchRuntime(model, processor)
+    processor = runtime.processor
     grouped: dict[str, list[QARecord]] = defaultdict(list)
     for record in records:
         if not record.history:

@@ -46,33 +46,36 @@ SHORT = 110
 """Longest question, in characters, of a batch without explanations."""
 
 
-def category_states(
+def fixed_categories(
     labels: Sequence[str], candidates: int, width: int, seed: int, known: Categories | None = None
-) -> Tensor:
-    """(labels, n, d) fixed states: a common part and a part of each category's own, RMS 1 each.
+) -> Categories:
+    """The categories that a run teaches, each with a fixed state (n, d).
 
-    A category's own part follows from its name, whatever else is trained; `known` ones keep the
-    states that the model learned before.
+    A state is a common part and a part of the category's own, RMS 1 each. The latter follows from
+    the name, whatever else is trained; what a model `known` knows already keeps its states.
     """
-    before: dict[str, Tensor] = {}
-    common = _normal(f"{seed}", candidates, width)
-    if known is not None:
-        before = dict(zip(known.names, torch.from_numpy(known.states), strict=True))
-        common = torch.from_numpy(known.common[0])
-    return torch.stack(
-        [
-            before[label]
-            if label in before
-            else common + _normal(f"{seed}/{label}", candidates, width)
-            for label in labels
-        ]
-    )
+    common = _normal(f"{seed}", candidates, width) if known is None else known.common[0]
+    fresh = np.stack([common + _normal(f"{seed}/{label}", candidates, width) for label in labels])
+    if known is None:
+        return Categories(labels, fresh)
+    states = _kept(known, known.states, labels, fresh)
+    read = None if known.read is None else _kept(known, known.read, labels, states)
+    return Categories(labels, states, read)
 
 
-def _normal(name: str, *shape: int) -> Tensor:
+def _kept(
+    known: Categories, arrays: np.ndarray, labels: Sequence[str], fresh: np.ndarray
+) -> np.ndarray:
+    """Of each label what is known of it, or what is fresh."""
+    before = dict(zip(known.names, arrays, strict=True))
+    pairs = zip(labels, fresh, strict=True)
+    return np.stack([before.get(label, value) for label, value in pairs])
+
+
+def _normal(name: str, *shape: int) -> np.ndarray:
     """Standard normal numbers that follow from a name."""
     seed = int.from_bytes(hashlib.sha256(name.encode()).digest()[:7], "little")
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).numpy()
 
 
 @dataclass
@@ -83,10 +86,25 @@ class Context:
     processor: MediSeeProcessor
     train: Targets
     val: Targets
-    states: Tensor
+    categories: Categories
     train_records: list[QARecord]
     val_records: list[QARecord]
     seed: int
+
+    @property
+    def states(self) -> Tensor:
+        """(labels, n, d) what the MLLM is to emit for each label of the splits."""
+        return torch.from_numpy(self.categories.states)
+
+    @property
+    def read(self) -> Tensor:
+        """(labels, n, d) what the heads know each label by."""
+        categories = self.categories
+        return torch.from_numpy(categories.states if categories.read is None else categories.read)
+
+    def settle(self, states: Tensor) -> Tensor:
+        """Emitted states (T, n, d) as the heads will read them."""
+        return torch.from_numpy(self.categories.settle(states.float().numpy()))
 
 
 class Task(Protocol):
@@ -128,7 +146,7 @@ class HeadTask:
         return _Drawn(targets, torch.from_numpy(rows), windows, content, truth, maps), random
 
     def _states(self, targets: Sequence[Target]) -> Tensor:
-        return self.context.states[[target.label for target in targets]]
+        return self.context.read[[target.label for target in targets]]
 
 
 @dataclass(frozen=True)
@@ -405,12 +423,19 @@ class Language:
         for images, chosen in self._validation_batches():
             batch = self._batch(images, chosen, explain=False)
             truth = self._truth(self.context.val, images, chosen)
-            output = self.context.model(
-                **batch,
-                content=self.context.val.content[images],
-                segmenter_embedding=self.context.val.pooled[images, 0].float(),
-                decode=False,
-            )
+            content = self.context.val.content[images]
+            embedding = self.context.val.pooled[images, 0].float()
+            model = self.context.model
+            output = model(**batch, content=content, segmenter_embedding=embedding, locate=False)
+            if len(output.states):
+                image = batch["image_index"][output.target_question]
+                output.located = model.locate(
+                    self.context.settle(output.states),
+                    embedding[image],
+                    output.image_states[image],
+                    content[image],
+                    decode=False,
+                )
             self._score(sums, batch, chosen, truth, output)
         return {name: float(np.mean(values)) for name, values in sums.items() if values}
 
@@ -509,7 +534,7 @@ def predicted_boxes(context: Context, data: Targets, chunk: int = 128) -> tuple[
     found = []
     for start in range(0, len(data.targets), chunk):
         part = data.targets[start : start + chunk]
-        _, h_det = context.model.fusion(context.states[[t.label for t in part]])
+        _, h_det = context.model.fusion(context.read[[t.label for t in part]])
         images = [t.image for t in part]
         content = data.content[images]
         boxes = context.model.box_decoder(h_det, data.pooled[images, 0].float(), content)
