@@ -12,8 +12,9 @@ import shutil
 from pathlib import Path
 
 from medisee.data.sa_med2d import Index
+from medisee.evaluation.summary import figures_table, refusal_line
 from medisee.runtime.compile import compile_graphs
-from medisee.training.card import figures_table, refusal_line, write_card
+from medisee.training.card import write_card
 
 ROOT = Path(__file__).parents[1]
 BEGIN, END = "<!-- figures:begin -->", "<!-- figures:end -->"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from enum import Enum
 from functools import partial
 from pathlib import Path
@@ -24,8 +25,19 @@ from medisee.errors import InputError
 if TYPE_CHECKING:
     from medisee.data.sa_med2d import Index
     from medisee.evaluation import Model, Report, Selection
+    from medisee.evaluation.probes import Probe
 
-__all__ = ["contamination", "prepare", "run", "score", "select", "show_report", "systems", "table"]
+__all__ = [
+    "contamination",
+    "prepare",
+    "probe",
+    "run",
+    "score",
+    "select",
+    "show_report",
+    "systems",
+    "table",
+]
 
 DataArgument = Annotated[
     Path, typer.Argument(metavar="DATA", help="Folder in SA-Med2D's layout with index.jsonl.")
@@ -67,7 +79,8 @@ def systems(as_json: JsonOption = False) -> None:
 
     Readiness: verified (official weights ran and met a published figure), parity (equals the
     official implementation on random weights), keys (the official key list loads; run tested on
-    random weights), adapter (drives an external process or service; tested against a double),
+    random weights), adapter (drives another's process, service or transformers model; tested
+    against a double of it),
     untested, own (a comparison of ours).
 
     Example: medisee bench systems --json
@@ -97,6 +110,9 @@ def run(
     ] = None,
     explain: ExplainOption = True,
     workers: Annotated[int, typer.Option(min=1, help="Processes that ask side by side.")] = 1,
+    ray: Annotated[
+        str, typer.Option(help="Address of a Ray cluster that asks: auto, ray://..., local.")
+    ] = "",
     device: DeviceOption = None,
 ) -> None:
     """Ask a system all questions, into FOLDER/predictions.jsonl (masks as COCO RLE).
@@ -111,7 +127,7 @@ def run(
     check_folder(folder)
     selection = select(questions, split, limit)
     make, index, about = prepare(system, _parsed(settings), data, selection, device)
-    predict(make, index, selection, folder / PREDICTIONS, explain, about, workers)
+    predict(make, index, selection, folder / PREDICTIONS, explain, about, workers, ray)
     print_written([folder / PREDICTIONS])
 
 
@@ -219,6 +235,68 @@ def show_report(report: Report, folder: Path, as_json: bool = False) -> None:
         print_text(f"Report and predictions are in {folder}.")
 
 
+def probe(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="look, wording, refusal or rounds.")],
+    system: SystemOption,
+    data: DataOption,
+    split: SplitOption = "val",
+    count: Annotated[int, typer.Option(min=1, help="Questions before their variants.")] = 60,
+    settings: SettingsOption = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Folder. Default: bench/probe-NAME.")
+    ] = None,
+    device: DeviceOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Ask what plain scores do not tell, variant by variant, with a figure.
+
+    look: target erased, equal area elsewhere erased, noise, another patient's image. wording:
+    paraphrase, typos, word order, tone, pressure. refusal: absent, wrong kind of image, nonsense,
+    a picture that is not medical. rounds: several targets, questions that refer back.
+
+    Example: medisee bench probe look --system nano --data data
+    """
+    from medisee.data.sa_med2d import Index
+    from medisee.evaluation import PREDICTIONS, Selection, evaluate
+    from medisee.evaluation.probes import SPLIT, make_probe, summarise
+
+    folder = out or Path("bench") / f"probe-{name}"
+    check_folder(folder)
+    index, questions = make_probe(name, Index.open(data), split, count, 0, folder)
+    selection = Selection(SPLIT, questions, None)
+    make, index, about = prepare(system, _parsed(settings), index.root, selection, device)
+    report = evaluate(make, index, selection, folder, about=about)
+    found = summarise(name, report, folder / PREDICTIONS)
+    write_probe(found, folder)
+    if as_json:
+        print_json(found.to_dict())
+    else:
+        _show(found.to_markdown())
+        print_text(f"Answers, table and figure are in {folder}.")
+
+
+def write_probe(found: Probe, folder: Path) -> None:
+    """Table, figures as JSON, and the picture of a probe."""
+    import json
+
+    from medisee.evaluation.plots import bars
+
+    (folder / "probe.md").write_text(found.to_markdown(), encoding="utf-8")
+    text = json.dumps(found.to_dict(), indent=1)
+    (folder / "probe.json").write_text(text + "\n", encoding="utf-8")
+    shown = {
+        row.variant: {
+            figure: asdict(value)
+            for figure, value in (
+                ("answered", row.answered), ("Dice", row.dice), ("agreement", row.agreement)
+            )
+            if value is not None
+        }
+        for row in found.rows
+    }  # fmt: skip
+    bars(folder / "probe.png", f"{found.question} {found.model}", shown, "per cent")
+
+
 def prepare(
     system: str, settings: Mapping[str, str], data: Path, selection: Selection, device: str | None
 ) -> tuple[Callable[[], Model], Index, dict[str, Any]]:
@@ -235,6 +313,7 @@ def prepare(
 
 
 def select(questions: Path | None, split: str, limit: int) -> Selection:
+    """The selection that the options tell."""
     from medisee.evaluation import Selection
 
     return Selection(split, questions, limit or None)

@@ -125,7 +125,7 @@ def make_pairs(index: Index, selection: Selection) -> list[Pair]:
     if not wanted:
         raise DataError(f"there is nothing to ask about the split '{selection.split}'")
     order = {image.image: number for number, image in enumerate(images)}
-    return sorted(wanted, key=lambda pair: order[pair.image])
+    return sorted(wanted, key=lambda pair: (order[pair.image], pair.history))
 
 
 def _question_pairs(images: Sequence[ImageRecord], selection: Selection) -> list[Pair]:

@@ -40,7 +40,10 @@ class Session(Protocol):
 
 
 class Model(Protocol):
-    """Everything that can be evaluated; one that has a `folder` is recognised by its files."""
+    """Everything that can be evaluated.
+
+    One that has a `folder` is recognised by its files; one that has `about` says more of itself.
+    """
 
     @property
     def name(self) -> str:
@@ -100,11 +103,13 @@ def predict(
     explain: bool = True,
     about: Mapping[str, Any] | None = None,
     workers: int = 1,
+    ray: str = "",
 ) -> None:
     """Appends the answers that `path` still lacks: one session per image, one call to ask.
 
     make: gives the system; with more than one worker it must be picklable, and each worker calls
-    it once. A pair with earlier rounds gets a session of its own, in which they are asked first.
+    it once; `ray` is a Ray cluster's address (see `parallel.each`). A pair with earlier rounds gets
+    a session of its own, in which they are asked first.
     Raises DataError when the file holds answers of another system, or to another selection.
     """
     pairs = make_pairs(index, selection)
@@ -114,7 +119,7 @@ def predict(
     groups = [list(g) for _, g in groupby(missing, key=lambda pair: (pair.image, pair.history))]
     with path.open("a", encoding="utf-8") as out, _progress() as bar:
         task = bar.add_task(f"Asking {asker.model.name}", total=len(pairs), completed=len(done))
-        for lines in each(asker, groups, workers):
+        for lines in each(asker, groups, workers, ray):
             out.write("".join(json.dumps(line) + "\n" for line in lines))
             out.flush()
             bar.advance(task, len(lines))
@@ -204,7 +209,7 @@ def _prediction(pair: Pair, answer: Answer, wall: float) -> Prediction:
 
 
 def _peak_memory() -> float | None:
-    """The most memory that this process has held, in MB; None on Windows, which has no such call."""
+    """The most memory that this process has held, in MB; None where Python cannot tell."""
     try:
         import resource
     except ImportError:
@@ -233,7 +238,7 @@ def _header(model: Model, selection: Selection, explain: bool, about: Mapping[st
         "weights": _fingerprint(getattr(model, "folder", None)),
         "explain": explain,
         "asked": selection.to_dict(),
-        "about": json.loads(json.dumps(about)),
+        "about": json.loads(json.dumps({**about, **getattr(model, "about", {})})),
     }
 
 

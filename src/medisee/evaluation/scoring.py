@@ -58,7 +58,7 @@ def score(
         try:
             pair = _pair_of(line, pairs, rows)
             rows[pair.id] = _row(pair, line, truths, measure)  # type: ignore[arg-type]
-        except _Fault as fault:
+        except _FaultError as fault:
             faults.append(f"line {number} {fault}")
     faults += [f"no answer to {name}" for name in pairs if name not in rows]
     if faults:
@@ -67,7 +67,7 @@ def score(
     return Report(header["model"], header["asked"]["split"], ordered, header["about"])
 
 
-class _Fault(Exception):
+class _FaultError(Exception):
     """What is wrong with one line."""
 
 
@@ -88,13 +88,13 @@ def _selection(asked: Mapping[str, Any], questions: Path | None) -> Selection:
 
 def _pair_of(line: Prediction | None, pairs: Mapping[str, Pair], rows: Mapping[str, Row]) -> Pair:
     if line is None or not {"id", "text", "refusal", "findings"} <= line.keys():
-        raise _Fault("is not an answer (id, text, refusal, findings)")
+        raise _FaultError("is not an answer (id, text, refusal, findings)")
     if line["id"] not in pairs:
-        raise _Fault(f"answers {line['id']}, which was not asked")
+        raise _FaultError(f"answers {line['id']}, which was not asked")
     if line["id"] in rows:
-        raise _Fault(f"answers {line['id']} again")
+        raise _FaultError(f"answers {line['id']} again")
     if line["refusal"] not in (None, *(reason.value for reason in RefusalReason)):
-        raise _Fault(f"has an unknown reason of refusal ({line['id']})")
+        raise _FaultError(f"has an unknown reason of refusal ({line['id']})")
     return pairs[line["id"]]
 
 
@@ -125,21 +125,21 @@ def _checked(pair: Pair, findings: Any, size: Sequence[int]) -> list[dict[str, A
         for finding in findings:
             box, certain = [float(edge) for edge in finding["box"]], float(finding["score"])
             if len(box) != 4 or not np.isfinite(box).all() or not 0 <= certain <= 1:
-                raise _Fault(f"has a finding with an impossible box or score ({pair.id})")
+                raise _FaultError(f"has a finding with an impossible box or score ({pair.id})")
             mask = _runs(finding["mask"], size, pair.id)
             checked.append({"box": box, "score": certain, "mask": mask})
     except (TypeError, KeyError, ValueError, AttributeError) as error:
-        raise _Fault(f"has a finding without box, score or mask ({pair.id})") from error
+        raise _FaultError(f"has a finding without box, score or mask ({pair.id})") from error
     return checked
 
 
 def _runs(rle: RLE, size: Sequence[int], name: str) -> Runs:
     if list(rle["size"]) != list(size):
         shown = " x ".join(str(side) for side in rle["size"])
-        raise _Fault(f"has a mask of {shown}, the image is {size[0]} x {size[1]} ({name})")
+        raise _FaultError(f"has a mask of {shown}, the image is {size[0]} x {size[1]} ({name})")
     counts = rle["counts"].encode("ascii")
     if _pixels(counts) != size[0] * size[1]:
-        raise _Fault(f"has a mask that is no RLE of its size ({name})")
+        raise _FaultError(f"has a mask that is no RLE of its size ({name})")
     return {"size": list(size), "counts": counts}
 
 
@@ -207,7 +207,7 @@ class _Surface:
 
     def dice(self, pair: Pair, predicted: Runs, true: Runs) -> float:
         if pair.image not in self.spacings:
-            raise _Fault(f"is about {pair.image}, whose spacing in mm is not given")
+            raise _FaultError(f"is about {pair.image}, whose spacing in mm is not given")
         masks = (coco.decode(runs).astype(bool) for runs in (predicted, true))
         return surface_dice(*masks, self.tolerance, self.spacings[pair.image])
 

@@ -11,13 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from ..data.sa_med2d import Index
-from ..evaluation.metrics import PRINTED
+from ..evaluation.summary import figures_table, plain_table, refusal_line
 
-PLAIN = {
-    "true-boxes": "true box given to the untouched LiteMedSAM (a ceiling)",
-    "category-means": "mean mask of the category (knows the label)",
-    "centred-box": "centred box (a floor)",
-}
 HEAD = """---
 license: cc-by-nc-sa-4.0
 library_name: medisee
@@ -62,9 +57,9 @@ def write_card(
         figures_table(found, others),
         refusal_line(found),
         "\n## By modality (referring)\n",
-        _table("modality", found["modality"]["referring"]),
+        plain_table("modality", found["modality"]["referring"]),
         "\n## By category (referring)\n",
-        _table("category", found["category"]["referring"]),
+        plain_table("category", found["category"]["referring"]),
         "\n## Training data\n",
         _sources(index),
         "\n## Limits\n",
@@ -82,48 +77,6 @@ from any it has read may be answered with another structure of the same kind of 
 calibrated on images from the same sources; on other images it says less. Explanations are chosen,
 token by token, among sentences that were checked by hand (`phrases.json`); the choice can be wrong.
 """
-
-
-def figures_table(found: dict[str, Any], others: dict[str, dict[str, Any]]) -> str:
-    """The main table: the model's kinds of question, then the plain comparisons."""
-    rows = {f"nano, {kind}": figures for kind, figures in found["kinds"].items()}
-    for name, report in others.items():
-        rows |= {
-            f"{PLAIN[name]}, {kind}": {k: v for k, v in figures.items() if k != "named"}
-            for kind, figures in report["kinds"].items()
-            if kind in ("referring", "implicit")
-        }
-    return _table("", rows)
-
-
-def refusal_line(found: dict[str, Any]) -> str:
-    """How often absent targets are refused, and present ones answered."""
-    rates = found["refusal"]
-    reasons = [
-        f"{name.replace('_', ' ')} {100 * value:.0f} %"
-        for name, value in rates.items()
-        if name not in ("n_acc", "t_acc", "mcc") and value is not None
-    ]
-    line = f"\nPresent targets answered: {100 * rates['t_acc']:.1f} %."
-    if rates["n_acc"] is not None:
-        line += f" Absent ones refused: {100 * rates['n_acc']:.1f} % ({', '.join(reasons)})."
-    if found["ece"] is not None:
-        line += f" Expected calibration error of the score: {100 * found['ece']:.1f} %."
-    return line + "\n"
-
-
-def _table(first: str, rows: dict[str, Any]) -> str:
-    lines = [f"| {first} | n | {' | '.join(PRINTED.values())} |", "| --- " * 9 + "|"]
-    for name, figures in rows.items():
-        cells = [_cell(figures.get(key)) for key in PRINTED]
-        lines.append(f"| {name} | {figures['dice']['n']} | {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
-def _cell(figure: dict[str, float] | None) -> str:
-    if figure is None:
-        return "-"
-    return f"{100 * figure['value']:.1f} ({100 * figure['low']:.0f}-{100 * figure['high']:.0f})"
 
 
 def _head(index: Index) -> str:

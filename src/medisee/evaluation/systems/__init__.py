@@ -37,7 +37,7 @@ class Readiness(str, Enum):
     KEYS = "keys"
     """the official key list loads without a rest; shapes and run tested on random weights"""
     ADAPTER = "adapter"
-    """drives an external process or service; tested against a double"""
+    """drives another's process, service or transformers model; tested against a double of it"""
     UNTESTED = "untested"
     """not proved"""
     OWN = "own"
@@ -97,9 +97,9 @@ def find_system(name: str) -> System:
 
     Raises DataError for one that is not there, with the nearest name.
     """
-    path, _, function = name.rpartition(":")
+    path = name.rpartition(":")[0]
     if path.endswith(".py"):
-        return _OwnFile(name, Path(path).stem, Readiness.UNTESTED, "", "not stated", name)
+        return _OwnFile(name, Path(path).stem, Readiness.KEYS, "", "not stated", name)
     for system in SYSTEMS:
         if system.key == name:
             return system
@@ -141,8 +141,8 @@ class _OwnFile(System):
 _APACHE = "Apache-2.0 / Apache-2.0"
 _GATED = "Apache-2.0 / research and development use"
 _NONE = "none stated / the user's own"
-_MEDSAM = "segmenter=medsam_vit_b.pth"
-_SAM_MED2D = "segmenter=sam-med2d_b.pth"
+_MEDSAM = "segmenter=FOLDER of medisee convert medsam_vit_b.pth"
+_SAM_MED2D = "segmenter=FOLDER of medisee convert sam-med2d_b.pth"
 _DINO = "dino=FOLDER of IDEA-Research/grounding-dino-*"
 _BIOMEDPARSE = "command=COMMAND that answers as docs/add_a_system.md says"
 _IMIS = "segmenter=FILE, tokenizer=tokenizer.json of CLIP ViT-B/32"
@@ -158,41 +158,41 @@ Row = tuple[str, str, Readiness, str, str, str, dict[str, str]]
 
 _ROWS: tuple[Row, ...] = (
     # key, name in the paper, readiness, what the user brings, licence of code / weights, builder
-    ("grounding-dino+sam-med2d", "Grounding DINO + SAM-Med2D", Readiness.UNTESTED,
+    ("grounding-dino+sam-med2d", "Grounding DINO + SAM-Med2D", Readiness.ADAPTER,
      f"{_DINO}, {_SAM_MED2D}", _APACHE, "grounding_dino:build", {"kind": "sam-med2d"}),
-    ("grounding-dino+medsam", "Grounding DINO + MedSAM", Readiness.UNTESTED,
+    ("grounding-dino+medsam", "Grounding DINO + MedSAM", Readiness.ADAPTER,
      f"{_DINO}, {_MEDSAM}", _APACHE, "grounding_dino:build", {"kind": "medsam"}),
-    ("biomedparse", "BiomedParse", Readiness.UNTESTED,
+    ("biomedparse", "BiomedParse", Readiness.ADAPTER,
      _BIOMEDPARSE, _GATED, "external:build", {"system": "BiomedParse"}),
-    ("imis-net", "IMIS-Net", Readiness.UNTESTED, _IMIS, _NONE, "imis_net:build", {}),
-    ("janus-pro+biomedparse", "Janus-Pro + BiomedParse", Readiness.UNTESTED,
+    ("imis-net", "IMIS-Net", Readiness.PARITY, _IMIS, _NONE, "imis_net:build", {}),
+    ("janus-pro+biomedparse", "Janus-Pro + BiomedParse", Readiness.ADAPTER,
      f"{_JANUS}, {_BIOMEDPARSE}", f"MIT / DeepSeek; {_GATED}", "cascade:janus_biomedparse", {}),
-    ("llava-med+biomedparse", "LLaVA-Med + BiomedParse", Readiness.UNTESTED,
+    ("llava-med+biomedparse", "LLaVA-Med + BiomedParse", Readiness.ADAPTER,
      f"{_LLAVA_MED}, {_BIOMEDPARSE}", f"MSR research; {_GATED}", "cascade:llava_biomedparse", {}),
-    ("gpt-4o+biomedparse", "GPT-4o + BiomedParse", Readiness.UNTESTED,
+    ("gpt-4o+biomedparse", "GPT-4o + BiomedParse", Readiness.ADAPTER,
      f"{_GPT}, {_BIOMEDPARSE}", f"of the service; {_GATED}", "cascade:service_biomedparse", {}),
-    ("janus-pro+imis-net", "Janus-Pro + IMIS-Net", Readiness.UNTESTED,
+    ("janus-pro+imis-net", "Janus-Pro + IMIS-Net", Readiness.ADAPTER,
      f"{_JANUS}, {_IMIS}", f"MIT / DeepSeek; {_NONE}", "cascade:janus_imis", {}),
-    ("llava-med+imis-net", "LLaVA-Med + IMIS-Net", Readiness.UNTESTED,
+    ("llava-med+imis-net", "LLaVA-Med + IMIS-Net", Readiness.ADAPTER,
      f"{_LLAVA_MED}, {_IMIS}", f"MSR research; {_NONE}", "cascade:llava_imis", {}),
-    ("gpt-4o+imis-net", "GPT-4o + IMIS-Net", Readiness.UNTESTED,
+    ("gpt-4o+imis-net", "GPT-4o + IMIS-Net", Readiness.ADAPTER,
      f"{_GPT}, {_IMIS}", f"of the service; {_NONE}", "cascade:service_imis", {}),
-    ("lisa-7b", "LISA-7B", Readiness.UNTESTED,
+    ("lisa-7b", "LISA-7B", Readiness.KEYS,
      _FOLDER, "Apache-2.0 / Llama", "medisee_family:lisa", {}),
-    ("lisa-13b", "LISA-13B", Readiness.UNTESTED,
+    ("lisa-13b", "LISA-13B", Readiness.KEYS,
      _FOLDER, "Apache-2.0 / Llama", "medisee_family:lisa", {}),
-    ("uni-med", "Uni-Med", Readiness.UNTESTED,
+    ("uni-med", "Uni-Med", Readiness.ADAPTER,
      _UNI_MED, _NONE, "external:build", {"system": "Uni-Med"}),
-    ("llava-med+uni-med", "LLaVA-Med + Uni-Med", Readiness.UNTESTED,
+    ("llava-med+uni-med", "LLaVA-Med + Uni-Med", Readiness.ADAPTER,
      f"{_LLAVA_MED}, {_UNI_MED}", f"MSR research; {_NONE}", "cascade:llava_unimed", {}),
-    ("medisee+read", "MediSee + READ", Readiness.UNTESTED,
+    ("medisee+read", "MediSee + READ", Readiness.KEYS,
      _FOLDER, _MEDISEE, "medisee_family:with_points", {}),
     ("medisee", "MediSee", Readiness.PARITY, _FOLDER, _MEDISEE, "medisee_family:build", {}),
     ("medisee-ft", "MediSee (ft)", Readiness.PARITY,
      _FOLDER, _MEDISEE, "medisee_family:build", {}),
     ("medsam-true-box", "MedSAM (true box)", Readiness.UNTESTED,
      _MEDSAM, _APACHE, "plain:true_box", {"kind": "medsam"}),
-    ("imis-net-true-box", "IMIS-Net (true box)", Readiness.UNTESTED,
+    ("imis-net-true-box", "IMIS-Net (true box)", Readiness.PARITY,
      _IMIS, _NONE, "imis_net:true_box", {}),
     # plain comparisons, and what is shipped
     ("nano", "MediSee nano", Readiness.OWN, "nothing", "Apache-2.0 / CC BY-NC-SA 4.0",
@@ -202,7 +202,8 @@ _ROWS: tuple[Row, ...] = (
     ("retrieval", "nearest entity of the knowledge base + a model asked for it by name",
      Readiness.OWN, "model=NAME or FOLDER", _OWN, "plain:retrieval", {}),
     ("litemedsam-true-box", "true box given to LiteMedSAM", Readiness.OWN,
-     "segmenter=lite_medsam.pth", _APACHE, "plain:true_box", {"kind": "litemedsam"}),
+     "segmenter=FOLDER of medisee convert lite_medsam.pth", _APACHE, "plain:true_box",
+     {"kind": "litemedsam"}),
     ("category-mean", "mean mask of the category", Readiness.OWN,
      "nothing", _OWN, "plain:category_mean", {}),
     ("median-box", "median box of the category", Readiness.OWN,

@@ -6,8 +6,8 @@ systems without a box decoder are the smallest around their mask, as in the pape
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
@@ -48,10 +48,14 @@ class TextSegmenter(Protocol):
 
 @dataclass(frozen=True)
 class OneByOne:
-    """A system made of one function; whatever it found nothing for is a refusal."""
+    """A system made of one function; whatever it found nothing for is a refusal.
+
+    about: what the report shall say of it besides its name.
+    """
 
     name: str
     answer: Callable[[MedicalImage, str], Found]
+    about: Mapping[str, str] = field(default_factory=dict)
 
     def open(self, image: MedicalImage) -> _Session:
         """A session about an image."""
