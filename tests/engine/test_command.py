@@ -65,7 +65,7 @@ def test_a_script_is_replayed_and_what_it_lacks_is_told(call, tmp_path):
     done = call("build", tmp_path / "data", *options)
     assert done.exit_code == 0, done.output
     assert "1 lines are no replies" in done.stderr
-    assert "describe: the script has no reply" in done.stderr
+    assert "describe: the script has no reply" in done.stdout
     found = [json.loads(line) for line in (tmp_path / "set/val.jsonl").open()]
     own = [r["question"] for r in found if r["writer"] == "scripted"]
     assert own == [item["question"] for item in questions]

@@ -172,9 +172,8 @@ def _tell_spent(log: CallLog) -> None:
 def _tell_quarantined(counts: Mapping[str, int], out: Path) -> None:
     if not counts:
         return
-    print_error(f"Not written, with reasons in {out / 'work' / 'quarantined.jsonl'}:")
-    for reason, number in counts.items():
-        print_error(f"  {number:,} {reason}")
+    told = out / "work" / "quarantined.jsonl"
+    print_error(f"{sum(counts.values()):,} times nothing usable was written; {told} says why.")
     if any(reason.startswith("writer: ") for reason in counts):
         print_error("Run the same command again to ask for what the endpoint did not answer.")
 

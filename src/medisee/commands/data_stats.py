@@ -55,6 +55,8 @@ def show_stats(stats: Stats) -> None:
     balance.update({f"pass {number}": count for number, count in stats.passes.items()})
     _table(["implicit", "records"], [[name, f"{n:,}"] for name, n in sorted(balance.items())])
     _table(["rule", "checked", "mended", "dropped", "most often"], _rules(stats))
+    quarantined = stats.build.get("quarantined", {})
+    _table(["quarantined because", "times"], [[why, f"{n:,}"] for why, n in quarantined.items()])
     _table(
         ["left out because", "files", "pairs"],
         [[why, f"{n['files']:,}", f"{n['pairs']:,}"] for why, n in sorted(stats.left_out.items())],

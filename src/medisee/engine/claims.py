@@ -16,12 +16,14 @@ from medisee.engine import language
 from medisee.engine.clues import Shape, is_sided
 from medisee.entities import Entity
 
-__all__ = ["Claim", "ClaimReader"]
+__all__ = ["SHOWN", "Claim", "ClaimReader"]
 
-_SHOWN = (
+SHOWN = (
     r"(?:the|this|my) (?:[\w/-]+ ){0,2}?(?:scan|image|slice|picture|ct|mri|ultrasound|sonogram"
     r"|x-ray|radiograph|film|mammogram|micrograph|slide|photo|photograph|frame|angiogram|screen)\b"
 )
+"""Pattern of words for the image in hand."""
+
 _SHARE = {"half": 0.5, "a quarter": 0.25, "a tenth": 0.1, "a hundredth": 0.01}
 
 
@@ -80,7 +82,7 @@ class ClaimReader:
         longest = sorted(self._names, key=len, reverse=True)
         names = rf"(?:the )?({'|'.join(map(re.escape, longest))})\b"
         self._patterns = [
-            (re.compile(pattern.replace("NAME", names).replace("SHOWN", _SHOWN)), test, side)
+            (re.compile(pattern.replace("NAME", names).replace("SHOWN", SHOWN)), test, side)
             for pattern, test, side in _PATTERNS
         ]
 

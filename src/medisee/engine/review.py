@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 
 from medisee.engine import rules
-from medisee.engine.claims import ClaimReader
+from medisee.engine.claims import SHOWN, ClaimReader
 from medisee.engine.scene import Scene
 from medisee.engine.vocabulary import hidden_name
 from medisee.structures import QARecord
@@ -79,6 +79,7 @@ _KINDS = tuple(
         ("smear|micrograph|slide|blood film", ["microscopy"]),
     )
 )
+_OF_IMAGE = re.compile(rf"{SHOWN}|\bhere\b")
 _SENTENCE = re.compile(r"(?<=[.!?])\s+(?=\S)")
 
 
@@ -256,7 +257,9 @@ def _claims(record: QARecord, reviewer: Reviewer, side: bool) -> str | None:
         return None
     label = record.targets[0].label
     claims = list(reviewer.claims.read(record.question, label))
-    told = [*claims, *reviewer.claims.read(record.answer, label)]
+    answered = reviewer.claims.read(record.answer, label)
+    # An answer may tell anatomy ("behind the pancreas") that no single slice has to show.
+    told = [*claims, *(claim for claim in answered if claim.side or _OF_IMAGE.search(claim.text))]
     if wrong := [claim.text for claim in told if not claim.holds and claim.side == side]:
         return f"not true of the masks: {wrong[0]}"
     if record.perspective == "location" and not claims and not side:
