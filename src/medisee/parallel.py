@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import os
 import pickle
@@ -101,6 +102,7 @@ def _each_on_ray(
         raise InputError(f"no Ray cluster answers at {address}") from error
     try:
         ray.data.DataContext.get_current().enable_progress_bars = False
+        logging.getLogger("ray.data").setLevel(logging.ERROR)
         queue = iter(items)
         while batch := [{"item": pickle.dumps(item)} for item in islice(queue, _AT_ONCE)]:
             cores = int(ray.cluster_resources().get("CPU", 0)) or 1

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from medisee.data.sa_med2d import Index
 from medisee.engine.card import write_card
+from medisee.engine.croissant import croissant
 from medisee.engine.intake import SPLITS, thumbnail
 from medisee.engine.splitting import LeakCheck, near_identical
 from medisee.engine.stats import Stats, read_stats
@@ -44,10 +45,8 @@ class Assembly:
 class _Totals:
     """What is counted over all images."""
 
-    images: Counter[str] = field(default_factory=Counter)
     pairs: int = 0
     built: int = 0
-    licences: Counter[str] = field(default_factory=Counter)
     checked: Counter[str] = field(default_factory=Counter)
     mended: Counter[str] = field(default_factory=Counter)
     dropped: Counter[str] = field(default_factory=Counter)
@@ -61,8 +60,6 @@ class _Totals:
         for counter in ("checked", "mended", "dropped", "quarantined"):
             getattr(self, counter).update(image[counter])
         if image["used"]:
-            self.images[image["split"]] += 1
-            self.licences[image["licence"] or "not stated"] += 1
             self.leaks.add(image["split"], image["patient"], image["likeness"])
 
 
@@ -89,15 +86,16 @@ def assemble(
     stats = read_stats(out)
     with _Whole(out / "card.md") as file:
         file.write(write_card(stats))
+    written = {split: [out / f"{split}.jsonl"] for split in SPLITS if stats.records[split]}
+    with _Whole(out / "croissant.json") as file:
+        file.write(croissant(out, stats, written))
     return Assembly(out, stats)
 
 
 def _summary(totals: _Totals, twins: int, settings: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "settings": dict(settings),
-        "images": {split: totals.images[split] for split in SPLITS},
         "pairs": {"in all": totals.pairs, "built": totals.built},
-        "licences": dict(sorted(totals.licences.items())),
         "rules": {
             rule: {
                 "checked": totals.checked[rule],

@@ -238,7 +238,11 @@ def _tidy(out: Path, wanted: set[str]) -> None:
     ]
     stale = [path for path in parts if path.name not in wanted]
     stale += (out / "work").rglob("*.partial")
-    stale += [path for name in ("*.jsonl", "card.md") for path in out.glob(f"{name}.*.partial")]
+    stale += [
+        path
+        for name in ("*.jsonl", "card.md", "croissant.json")
+        for path in out.glob(f"{name}.*.partial")
+    ]
     for path in stale:
         path.unlink(missing_ok=True)
 
@@ -322,7 +326,6 @@ def _image_line(
         "built": len(taken.shapes) - lost,
         "patient": patient,
         "likeness": taken.likeness,
-        "licence": entry.licence,
         "checked": dict(reviewer.checked),
         "mended": dict(reviewer.mended),
         "dropped": dict(Counter(dropped.rule for dropped in reviewer.dropped)),

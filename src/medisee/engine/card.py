@@ -11,14 +11,16 @@ from medisee.engine.stats import Stats
 __all__ = ["write_card"]
 
 
-def write_card(stats: Stats) -> str:
-    """Counts, splits, licences, versions and checksum of a set."""
+_BUILT = "One JSON object a line; images and masks stay in the data set that the build read."
+
+
+def write_card(stats: Stats, about: str = _BUILT) -> str:
+    """Counts, splits, licences, versions and checksum of a set; about: what its files are."""
     build = stats.build
     settings = ", ".join(f"{name} {value}" for name, value in build["settings"].items())
     parts = [
         "# MLMR-SD, built by MediSee\n",
-        "Questions about medical images with masks, boxes and explaining answers. One JSON object "
-        "a line; images and masks stay in the data set that the build read.\n",
+        f"Questions about medical images with masks, boxes and explaining answers. {about}\n",
         _facts(
             [
                 ("records", f"{sum(stats.records.values()):,}"),
@@ -26,7 +28,7 @@ def write_card(stats: Stats) -> str:
                 ("categories", f"{len(stats.categories):,}"),
                 ("made by", f"MediSee {medisee.__version__} ({settings})"),
                 ("writers", ", ".join(f"{name}: {n:,}" for name, n in stats.writers.items())),
-                ("SHA-256 of train, val, test", f"`{stats.checksum}`"),
+                ("SHA-256 of train, val, test as built", f"`{stats.checksum}`"),
             ]
         ),
         "## Splits\n",

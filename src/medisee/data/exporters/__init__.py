@@ -85,8 +85,12 @@ def _write(export: Export, form: str) -> None:
     """The form's files, then card and metadata, which tell of them."""
     written: Written = import_module(f"{__name__}.{form}").write(export)
     metadata = croissant(export.to, export.stats, written.questions, written.others)
+    about = (
+        f"This export: {FORMATS[form]}. Pairs, review, what was left out and checksum are those of "
+        "the whole set that was built."
+    )
     for name, text in (
-        ("README.md", written.head + write_card(export.stats)),
+        ("README.md", written.head + write_card(export.stats, about)),
         ("croissant.json", metadata),
     ):
         (export.to / name).write_text(text, encoding="utf-8", newline="\n")
