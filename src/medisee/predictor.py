@@ -76,8 +76,11 @@ class Runtime(Protocol):
     """What runs a model: the three phases, in arrays.
 
     What `encode` gives is the runtime's own affair, but for `embedding`, (1, C, E, E), which tells
-    whether an image is familiar.
+    whether an image is familiar. `exact_batches`: a question is answered the same, up to the
+    rounding of floats, whether it is asked alone or with others.
     """
+
+    exact_batches: bool
 
     def encode(self, image: SegmenterInput, mllm_pixels: Any = None) -> Any:
         """Phase 1: once per image."""
@@ -107,6 +110,11 @@ class Model:
     def checksum(self) -> str:
         """SHA-256 of the weights, in hexadecimal: what tells one trained model from another."""
         return weights_checksum(self.folder)
+
+    @property
+    def exact_batches(self) -> bool:
+        """Whether questions that are asked together are answered as each would be alone."""
+        return self.runtime.exact_batches
 
     @property
     def calibration(self) -> Calibration:

@@ -31,6 +31,7 @@ class FakeModel:
 
     name = "fake"
     checksum = "0" * 64
+    exact_batches = True
 
     def __init__(self, label: str = "liver", refuse: Mapping[str, RefusalReason] = REFUSE) -> None:
         self.label = label

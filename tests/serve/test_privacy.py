@@ -101,7 +101,15 @@ def rounds(count: int, tmp_path: Path, monkeypatch, capfd, caplog) -> None:
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setattr("tempfile.tempdir", None)
     monkeypatch.chdir(tmp_path)
-    for name in ("uvicorn", "fastapi", "starlette", "asyncio", "pydicom", "PIL", "python_multipart"):
+    for name in (
+        "uvicorn",
+        "fastapi",
+        "starlette",
+        "asyncio",
+        "pydicom",
+        "PIL",
+        "python_multipart",
+    ):
         logging.getLogger(name).setLevel(logging.DEBUG)
     caplog.set_level(logging.INFO)
     chance = random.Random(9)

@@ -32,6 +32,9 @@ def serve(
     max_upload: Annotated[int, typer.Option(min=1, help="Largest request in MiB.")] = 64,
     sessions: Annotated[int, typer.Option(min=1, help="Images kept open at a time.")] = 64,
     keep: Annotated[int, typer.Option(min=1, help="Minutes that an unused image is kept.")] = 30,
+    ray: Annotated[
+        int, typer.Option(min=0, metavar="N", help="N replicas on Ray Serve; see docs/http.md.")
+    ] = 0,
 ) -> None:
     """Open the page and the HTTP interface.
 
@@ -51,11 +54,19 @@ def serve(
         sessions=sessions,
         session_seconds=keep * 60,
     )
+    hosts = (*LOOPBACK_NAMES, host) if is_loopback(host) else None
+    if ray:
+        with needs_extra("replicas", "ray"):
+            from medisee.serve.ray import deploy
+
+            deploy(model, runtime, limits, replicas=ray, host=host, port=port, token=token,
+                   hosts=hosts)  # fmt: skip
+        return
     app = create_app(
         _load(model, device, runtime),
         limits,
         token=token,
-        hosts=(*LOOPBACK_NAMES, host) if is_loopback(host) else None,
+        hosts=hosts,
         origins=tuple(allow_origin or ()),
     )
     print_text(f"MediSee {model}: http://{host}:{port}/  (stop with Ctrl-C)")

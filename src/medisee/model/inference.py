@@ -19,6 +19,8 @@ from .tinyvit import TinyViT, fold_batch_norms
 class TorchRuntime:
     """The reference runtime."""
 
+    exact_batches = True
+
     def __init__(
         self,
         model: MediSeeModel,

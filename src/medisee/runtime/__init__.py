@@ -85,6 +85,9 @@ class _Handle:
 class OnnxRuntime:
     """Runs compiled graphs; the same three phases as `TorchRuntime`."""
 
+    exact_batches = False
+    """8-bit activations round otherwise in other company: boxes move by a pixel or two."""
+
     def __init__(
         self, folder: Path, processor: MediSeeProcessor, categories: Categories | None
     ) -> None:

@@ -81,7 +81,9 @@ def _document(app: FastAPI) -> None:
                 schema = kind.model_json_schema(ref_template="#/components/schemas/{model}")
                 schemas.update(schema.pop("$defs", {}))
                 schemas[kind.__name__] = schema
-            for operation in (each for path in document["paths"].values() for each in path.values()):
+            for operation in (
+                each for path in document["paths"].values() for each in path.values()
+            ):
                 operation["responses"].pop("422", None)  # FastAPI's own; ours are 400
             for name in ("HTTPValidationError", "ValidationError"):
                 schemas.pop(name, None)

@@ -58,14 +58,14 @@ class Service:
         }
         self.metrics = Metrics(self)
         self.started = int(time.time())
-        # Two: a large image must not keep small ones waiting, and memory stays bounded.
-        self._pool = ThreadPoolExecutor(2, "medisee-images")
 
     def start(self) -> None:
         """Begin to work."""
         for library in _TALKATIVE:
             logging.getLogger(library).setLevel(logging.CRITICAL + 1)
         self.worker.start()
+        # Two: a large image must not keep small ones waiting, and memory stays bounded.
+        self._pool = ThreadPoolExecutor(2, "medisee-images")
         self._pool.submit(load_entities)  # read once; the first client need not wait for it
 
     def stop(self) -> None:

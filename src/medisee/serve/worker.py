@@ -1,7 +1,8 @@
 """The one thread that owns the model: it opens images and answers questions, in batches.
 
-Questions about the same image that wait at the same time go through the model together. Which
-ones that are changes no answer: each is read with the rounds that were complete when it came.
+Questions about the same image that wait at the same time go through the model together, where the
+model can do that without changing an answer. Each is read with the rounds that were complete when
+it came, so the company changes nothing there either.
 """
 
 from __future__ import annotations
@@ -79,11 +80,14 @@ class Worker:
         self.model, self.limits, self.observe = model, limits, observe
         self._waiting: deque[Ticket | _Opening] = deque()
         self._changed = threading.Condition()
+        self._batch = limits.batch if model.exact_batches else 1
         self._stopping = False
-        self._thread = threading.Thread(target=self._run, name="medisee-model", daemon=True)
+        self._thread = threading.Thread()
 
     def start(self) -> None:
         """Begin to work."""
+        self._stopping = False
+        self._thread = threading.Thread(target=self._run, name="medisee-model", daemon=True)
         self._thread.start()
 
     def stop(self, seconds: float) -> None:
@@ -153,12 +157,14 @@ class Worker:
     def _gather(self, first: Ticket) -> list[Ticket]:
         """The first ticket and those of its session that come within a moment."""
         tickets = [first]
+        if self._batch == 1:
+            return tickets
         until = first.came + self.limits.gather_seconds
         with self._changed:
             while True:
                 self._take_alike(tickets)
                 rest = until - time.monotonic()
-                if len(tickets) >= self.limits.batch or rest <= 0 or self._stopping:
+                if len(tickets) >= self._batch or rest <= 0 or self._stopping:
                     return tickets
                 self._changed.wait(rest)
 
@@ -168,7 +174,7 @@ class Worker:
             for job in self._waiting
             if isinstance(job, Ticket) and job.session is tickets[0].session
         ]
-        for job in alike[: self.limits.batch - len(tickets)]:
+        for job in alike[: self._batch - len(tickets)]:
             self._waiting.remove(job)
             tickets.append(job)
 
