@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from medisee.engine.staged.asking import Roles
 from medisee.engine.staged.calls import CallLog, Script
 from medisee.engine.staged.endpoint import Endpoint, Ledger
 from medisee.engine.staged.estimate import Estimate, estimate
@@ -46,11 +47,8 @@ def endpoint_writer(
             return Endpoint(chosen, ledger)
         return writer if chosen else None
 
-    captioner, reviewer = role(settings.captioner), role(settings.reviewer)
-    answered_by = "|".join(one.fingerprint if one else "" for one in (writer, captioner, reviewer))
-    threads, stop = settings.writer.concurrency, ledger.stop.set
-    staged = StagedWriter(writer, captioner, reviewer, data, threads, answered_by, stop)
-    return staged, ledger.log
+    roles = Roles(writer, role(settings.captioner), role(settings.reviewer))
+    return StagedWriter(roles, data, settings.writer.concurrency, ledger.stop.set), ledger.log
 
 
 def scripted_writer(script: Path, data: Path) -> tuple[StagedWriter, int]:
@@ -59,7 +57,5 @@ def scripted_writer(script: Path, data: Path) -> tuple[StagedWriter, int]:
     Also gives the number of its lines that could not be read. Raises DataError without any reply.
     """
     replies = Script(script)
-    captioner = replies if "caption" in replies.stages else None
-    reviewer = replies if "review" in replies.stages else None
-    staged = StagedWriter(replies, captioner, reviewer, data, 1, replies.digest, lambda: None)
-    return staged, replies.flawed
+    others = (replies if stage in replies.stages else None for stage in ("caption", "review"))
+    return StagedWriter(Roles(replies, *others), data, 1, lambda: None), replies.flawed

@@ -115,6 +115,10 @@ class Answering(Protocol):
     def model(self) -> str:
         """Name of who answers, for the summary."""
 
+    @property
+    def fingerprint(self) -> str:
+        """Of what decides the replies, besides the calls."""
+
     def answer(self, call: Call) -> Kept:
         """The reply, good or bad."""
 
@@ -162,7 +166,7 @@ class Script:
     def __init__(self, path: Path) -> None:
         if not path.is_file():
             raise DataError(f"{path}: there is no such script")
-        self.digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        self.fingerprint = hashlib.sha256(path.read_bytes()).hexdigest()
         self._file = CallFile(path)
         self._places: dict[Subject, int] = {}
         for place, kept in self._file.entries():
