@@ -47,11 +47,12 @@ def list_units(context: Context) -> list[Unit]:
     bits = max(0, (len(order) // _TOGETHER).bit_length() - 1)
     bounds = np.searchsorted(keys, np.arange(1, 1 << bits, dtype=np.uint64) << np.uint64(64 - bits))
     units = []
-    for number, part in enumerate(np.split(places, bounds) if len(order) else []):
-        images = _Images(index, part)
-        read = partial(_read, images, context)
-        units.append(Unit(f"images {number + 1} of {1 << bits}", images, read))
-    return [unit for unit in units if unit.files]
+    for number, part in enumerate(np.split(places, bounds)):
+        if len(part):
+            images = _Images(index, part)
+            read = partial(_read, images, context)
+            units.append(Unit(f"images {number + 1} of {1 << bits}", images, read))
+    return units
 
 
 @dataclass(frozen=True)
@@ -60,9 +61,6 @@ class _Images:
 
     index: Index
     offsets: NDArray[np.uint64]
-
-    def __len__(self) -> int:
-        return len(self.offsets)
 
     def __iter__(self) -> Iterator[Path]:
         for entry in self.entries():

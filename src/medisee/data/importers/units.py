@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -75,7 +75,7 @@ class Unit:
     """
 
     key: str
-    files: Collection[Path]
+    files: Iterable[Path]
     read: Callable[[], Iterator[Sample | Unread | Flaw]]
 
 

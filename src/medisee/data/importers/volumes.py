@@ -203,12 +203,13 @@ def samples_of(
             for region, cut in cuts
             if cut is not None
         )
+        known: dict[str, Any] = {**facts, "modality": modality or ("CT" if hounsfield else "")}
         yield Sample(
             name=f"{name}_{plane[0]}{index:04d}",
             image=turned(grey, False),
             masks=masks,
             plane=plane,
-            **{**facts, "modality": modality or ("CT" if hounsfield else "")},
+            **known,
         )
 
 
