@@ -6,7 +6,7 @@
 
 The graphs hold no weights: each names a place in the folder's `packed.safetensors` as ONNX
 external data, so that one copy serves both runtimes. fp16 weights are cast when a session loads;
-8-bit matrices are multiplied as they are (MatMulNBits), or unpacked when a session loads.
+8-bit matrices are multiplied as they are (MatMulNBits).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import struct
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,7 +28,7 @@ from ..errors import ModelError
 from ..model import MediSeeModel
 from ..model.inference import load_weights
 from ..model.mllm import SharedEncoderMLLM
-from ..packing import FILE, QUANTISED, SCALE, ZERO
+from ..packing import FILE, SCALE
 from . import DIGEST, weights_digest
 
 OPSET = 20
@@ -36,9 +36,6 @@ OPSET = 20
 
 ACCURACY = 4
 """MatMulNBits rounds activations to 8 bits too, block by block: 20 times as fast for one token."""
-
-EXACT_LAYERS = 2
-"""So many of the last layers multiply in fp32: the masks feel their rounding most."""
 
 OWNER = "model."
 """Every exported module holds the whole model, so that its weights bear their stored names."""
@@ -58,12 +55,10 @@ def compile_graphs(folder: Path) -> list[Path]:
     ):
         raise ModelError(f"{folder} does not share the segmenter's encoder: it runs on torch only")
     stored = stored_arrays(folder / FILE)
-    layers = len(model.mllm.language_model.layers)
-    exact = [f"{QUANTISED}layers.{n}." for n in range(layers)[-EXACT_LAYERS:]]
     written = []
     for name, part in _parts(model):
         graph = _plain_casts(_export(part))
-        _point_to(graph, stored, model.all_tied_weights_keys, exact)
+        _point_to(graph, stored, model.all_tied_weights_keys)
         graph.metadata_props.add(key=DIGEST, value=weights_digest(folder))
         written.append(folder / f"{name}.onnx")
         onnx.save(graph, written[-1])
@@ -309,72 +304,31 @@ _TYPES = {"F16": TensorProto.FLOAT16, "F32": TensorProto.FLOAT, "U8": TensorProt
 
 
 def _point_to(
-    model: onnx.ModelProto,
-    stored: Mapping[str, Stored],
-    tied: Mapping[str, str],
-    exact: Sequence[str],
+    model: onnx.ModelProto, stored: Mapping[str, Stored], tied: Mapping[str, str]
 ) -> None:
-    """Replaces every weight of the graph by a reference into the packed file.
-
-    `exact` are the first parts of the names of matrices that are unpacked when a session loads.
-    """
+    """Replaces every weight of the graph by a reference into the packed file."""
     graph = model.graph
     named = {value.name: value.name.removeprefix(OWNER) for value in graph.initializer}
     named = {long: tied.get(name, name) for long, name in named.items()}
-    packed = {long for long, name in named.items() if name + SCALE in stored}
+    quantised = {n for n, name in named.items() if name + SCALE in stored}
     halves = {n for n, name in named.items() if name in stored and stored[name].dtype == "F16"}
-    whole = {long for long in packed if named[long].startswith(tuple(exact))}
-    _multiply_packed(graph, {long: named[long] for long in packed - whole}, stored)
-    kept = [value for value in graph.initializer if value.name not in packed | halves]
-    first = [_cast(named[long], long) for long in sorted(halves)]
-    for long in sorted(whole):
-        nodes, constants = _unpacked(named[long], long, stored[named[long]].shape)
-        first += nodes
-        kept += constants
-    external = [_external(named[long], stored[named[long]]) for long in sorted(halves)]
-    for long in sorted(packed):
-        external += [_external(part, stored[part]) for part in (named[long], named[long] + SCALE)]
-    _replace(graph, [*first, *graph.node], [*kept, *external])
-    model.opset_import.append(helper.make_opsetid("com.microsoft", 1))
-
-
-def _replace(
-    graph: onnx.GraphProto, nodes: Sequence[onnx.NodeProto], weights: Sequence[TensorProto]
-) -> None:
+    _multiply_packed(graph, {long: named[long] for long in quantised}, stored)
+    kept = [v for v in graph.initializer if v.name not in quantised | halves]
+    casts = [
+        helper.make_node("Cast", [named[name]], [name], to=TensorProto.FLOAT)
+        for name in sorted(halves)
+    ]
+    external = [_external(named[name], stored[named[name]]) for name in sorted(halves)]
+    for name in sorted(quantised):
+        external += [_external(part, stored[part]) for part in (named[name], named[name] + SCALE)]
+    nodes = [*casts, *graph.node]
     for node in nodes:
         node.ClearField("metadata_props")  # stack traces of the export
         node.ClearField("doc_string")
     del graph.initializer[:], graph.node[:]
-    graph.initializer.extend(weights)
+    graph.initializer.extend([*kept, *external])
     graph.node.extend(nodes)
-
-
-def _cast(stored: str, wanted: str) -> onnx.NodeProto:
-    return helper.make_node("Cast", [stored], [wanted], to=TensorProto.FLOAT)
-
-
-def _unpacked(
-    name: str, wanted: str, shape: tuple[int, ...]
-) -> tuple[list[onnx.NodeProto], list[TensorProto]]:
-    """Nodes from a packed matrix to the plain one, and their constants; folded at load."""
-    rows, blocks, block = shape
-    zero, apart, flat, *steps = (
-        f"{name}/{part}" for part in ("zero", "apart", "flat", "whole", "level", "scale", "scaled")
-    )
-    whole, level, scale, scaled = steps
-    constants = [
-        helper.make_tensor(zero, TensorProto.FLOAT, [], [float(ZERO)]),
-        helper.make_tensor(apart, TensorProto.INT64, [3], [rows, blocks, 1]),
-        helper.make_tensor(flat, TensorProto.INT64, [2], [rows, blocks * block]),
-    ]
-    nodes = [
-        _cast(name, whole),
-        helper.make_node("Sub", [whole, zero], [level]),
-        helper.make_node("Reshape", [name + SCALE, apart], [scale]),
-        helper.make_node("Mul", [level, scale], [scaled]),
-        helper.make_node("Reshape", [scaled, flat], [wanted]),
-    ]
-    return nodes, constants
+    model.opset_import.append(helper.make_opsetid("com.microsoft", 1))
 
 
 def _multiply_packed(
