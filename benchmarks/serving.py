@@ -20,6 +20,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -144,8 +145,8 @@ def flat(model: str, requests: int) -> None:
 
 
 def _resident(process: int) -> float:
-    with open(f"/proc/{process}/statm", encoding="ascii") as file:
-        return round(int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6, 1)
+    pages = Path(f"/proc/{process}/statm").read_text(encoding="ascii").split()[1]
+    return round(int(pages) * os.sysconf("SC_PAGE_SIZE") / 1e6, 1)
 
 
 def main() -> None:

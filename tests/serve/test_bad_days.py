@@ -205,7 +205,7 @@ def test_killed_under_load_it_starts_again_at_once():
                 served.append(httpx.post(f"http://127.0.0.1:{port}/v1/ask", json=body, timeout=10))
             except httpx.TransportError:
                 time.sleep(0.05)
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001 - told at the end
                 others.append(error)
 
     threads = [threading.Thread(target=load) for _ in range(8)]

@@ -73,7 +73,9 @@ def test_a_question_is_answered_with_json(client, session):
 
 def test_answers_fit_the_schema(client, session, answer_schema):
     jsonschema = pytest.importorskip("jsonschema")
-    jsonschema.validate(client.post(f"{session}/ask", json={"question": QUESTION}).json(), answer_schema)
+    jsonschema.validate(
+        client.post(f"{session}/ask", json={"question": QUESTION}).json(), answer_schema
+    )
 
 
 def test_masks_alone(client, session):
@@ -151,7 +153,7 @@ def test_a_session_can_be_forgotten(client, session):
 
 
 def test_earlier_rounds_are_read_along(slow):
-    client, model = slow
+    client, _ = slow
     session = f"/v1/sessions/{client.post('/v1/sessions', files={'image': png()}).json()['id']}"
     held = client.app.state.service.store.get(session.rsplit("/", 1)[1])
     client.post(f"{session}/ask", json={"question": "First?"})
