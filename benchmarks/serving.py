@@ -47,7 +47,8 @@ if sys.argv[2] == "fake":
 else:
     from medisee.predictor import load
     model = load(sys.argv[2])
-run(create_app(model, Limits(batch=int(sys.argv[3]))), "127.0.0.1", int(sys.argv[1]))
+limits = Limits(batch=int(sys.argv[3]), request_seconds=600)
+run(create_app(model, limits), "127.0.0.1", int(sys.argv[1]))
 """
 
 
@@ -73,14 +74,18 @@ def served(model: str, batch: int) -> Iterator[tuple[str, int]]:
 
 
 def load(
-    ask: Callable[[httpx.Client, str], None], clients: int, seconds: float
+    ask: Callable[[httpx.Client, str], None], clients: int, seconds: float, server: int
 ) -> dict[str, float]:
-    """Requests a second and latency percentiles (seconds) of so many clients."""
+    """Requests a second, latency percentiles and the server's CPU time a request, in seconds.
+
+    The last tells something on a busy machine, too.
+    """
     taken: list[float] = []
+    before = _cpu_seconds(server)
     end = time.monotonic() + seconds
 
     def work(number: int) -> None:
-        with httpx.Client(timeout=120) as client:
+        with httpx.Client(timeout=600) as client:
             count = number
             while time.monotonic() < end:
                 started = time.monotonic()
@@ -95,10 +100,16 @@ def load(
     for thread in threads:
         thread.join()
     elapsed, ordered = time.monotonic() - started, sorted(taken)
+    cpu = (_cpu_seconds(server) - before) / len(taken)
     marks = {
         f"p{q}": ordered[min(int(len(ordered) * q / 100), len(ordered) - 1)] for q in (50, 95, 99)
     }
-    return {"requests_per_second": len(taken) / elapsed, **marks, "n": len(taken)}
+    return {
+        "requests_per_second": len(taken) / elapsed,
+        **marks,
+        "cpu_seconds": cpu,
+        "n": len(taken),
+    }
 
 
 def asker(address: str, way: str) -> Callable[[httpx.Client, str], None]:
@@ -106,7 +117,7 @@ def asker(address: str, way: str) -> Callable[[httpx.Client, str], None]:
     if way == "one-shot":
         url, body = f"{address}/v1/ask", {"example": "abdomen-mr"}
     else:
-        opened = httpx.post(f"{address}/v1/sessions", json={"example": "abdomen-mr"}, timeout=120)
+        opened = httpx.post(f"{address}/v1/sessions", json={"example": "abdomen-mr"}, timeout=600)
         url, body = f"{address}/v1/sessions/{opened.json()['id']}/ask", {}
 
     def ask(client: httpx.Client, question: str) -> None:
@@ -119,13 +130,13 @@ def compare(model: str, clients: list[int], seconds: float) -> list[dict[str, An
     """One row for each way, mode and number of clients."""
     rows = []
     for mode, batch in (("alone", 1), ("batched", 16)):
-        with served(model, batch) as (address, _):
+        with served(model, batch) as (address, process):
             for way in ("one-shot", "session"):
                 ask = asker(address, way)
-                with httpx.Client(timeout=120) as client:
+                with httpx.Client(timeout=600) as client:
                     ask(client, QUESTIONS[0])  # warm
                 for count in clients:
-                    figures = load(ask, count, seconds)
+                    figures = load(ask, count, seconds, process)
                     rows.append({"way": way, "mode": mode, "clients": count, **figures})
                     print(json.dumps(rows[-1]), flush=True)
     return rows
@@ -135,7 +146,7 @@ def flat(model: str, requests: int) -> None:
     """Memory of the server (MB) every tenth of so many requests of both ways."""
     with served(model, 16) as (address, process):
         asks = [asker(address, way) for way in ("one-shot", "session")]
-        with httpx.Client(timeout=120) as client:
+        with httpx.Client(timeout=600) as client:
             for number in range(requests + 1):
                 if number % max(requests // 10, 1) == 0:
                     print(
@@ -147,6 +158,11 @@ def flat(model: str, requests: int) -> None:
 def _resident(process: int) -> float:
     pages = Path(f"/proc/{process}/statm").read_text(encoding="ascii").split()[1]
     return round(int(pages) * os.sysconf("SC_PAGE_SIZE") / 1e6, 1)
+
+
+def _cpu_seconds(process: int) -> float:
+    fields = Path(f"/proc/{process}/stat").read_text(encoding="ascii").rsplit(")", 1)[1].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def main() -> None:
@@ -163,7 +179,11 @@ def main() -> None:
     rows = compare(given.model, [int(n) for n in given.clients.split(",")], given.seconds)
     for way in ("one-shot", "session"):
         speeds = {r["mode"]: r["requests_per_second"] for r in rows if r["way"] == way}
-        print(f"{way}, most clients: {speeds['batched'] / speeds['alone']:.2f} times as many")
+        costs = {r["mode"]: r["cpu_seconds"] for r in rows if r["way"] == way}
+        print(
+            f"{way}, most clients: {speeds['batched'] / speeds['alone']:.2f} times as many, "
+            f"{costs['alone'] / costs['batched']:.2f} times as little CPU time each"
+        )
 
 
 if __name__ == "__main__":

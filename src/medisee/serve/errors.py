@@ -123,7 +123,7 @@ def install(app: FastAPI) -> None:
 
 def invalid_request(errors: Any) -> ServeError:
     """Which field is wrong and why, in pydantic's words, without the value that was given."""
-    first = next(iter(errors), {})
+    first: dict[str, Any] = next(iter(errors), {})
     place = ".".join(part for part in first.get("loc", ()) if isinstance(part, str))
     kind = str(first.get("type", "invalid")).replace("_", " ")
     return ServeError(400, "invalid_request", f"{_known(place)}: {kind}")
