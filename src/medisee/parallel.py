@@ -98,8 +98,8 @@ def _each_on_ray(
         where.update(num_cpus=max(1, workers), include_dashboard=False)
     try:
         ray.init(**where, logging_level="ERROR", log_to_driver=False)
-    except (ConnectionError, OSError, RuntimeError, ValueError) as error:
-        raise InputError(f"no Ray cluster answers at {address}") from error
+    except Exception as error:  # Ray raises whatever, a plain Exception included
+        raise InputError(f"no Ray cluster starts or answers at '{address}'") from error
     try:
         ray.data.DataContext.get_current().enable_progress_bars = False
         logging.getLogger("ray.data").setLevel(logging.ERROR)
