@@ -25,6 +25,7 @@ __all__ = ["COMMANDS", "main"]
 
 COMMANDS = {
     "ask": "medisee.commands.ask:ask",
+    "batch": "medisee.commands.batch:batch",
     "chat": "medisee.commands.chat:chat",
     "serve": "medisee.commands.serve:serve",
     "examples": "medisee.commands.examples:examples",
