@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-PATIENCE = 25
+PATIENCE = 60
 """Seconds until something counts as not happening; a busy machine is slow."""
 
 

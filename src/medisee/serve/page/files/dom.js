@@ -38,5 +38,3 @@ export function saveAs(blob, name) {
   link.click();
   setTimeout(() => URL.revokeObjectURL(link.href), 10_000);
 }
-
-export const pause = (milliseconds) => new Promise((done) => setTimeout(done, milliseconds));

@@ -285,8 +285,9 @@ export class Viewer {
   }
 
   middleOfFindings() {
-    const left = Math.min(...this.findings.map(({ box }) => box[0]));
-    const right = Math.max(...this.findings.map(({ box }) => box[2]));
+    const shapes = [...this.marks.querySelectorAll(".shape")].map((shape) => shape.getBBox());
+    const left = Math.min(...shapes.map((box) => box.x));
+    const right = Math.max(...shapes.map((box) => box.x + box.width));
     const { x, width } = this.frame();
     const middle = x + (((left + right) / 2) * width) / this.image.width;
     return clamp((100 * middle) / this.stage.clientWidth, 10, 90);
