@@ -71,9 +71,10 @@ def test_a_script_is_replayed_and_what_it_lacks_is_told(call, tmp_path):
     assert own == [item["question"] for item in questions]
 
 
-def test_two_writers_are_one_too_many(call, tmp_path):
-    options = ("--out", tmp_path / "set", "--script", "a", "--endpoint", "b")
-    assert isinstance(call("build", tmp_path / "data", *options).exception, InputError)
+def test_two_writers_or_a_cluster_are_too_many(call, tmp_path):
+    for more in (("--endpoint", "b"), ("--ray", "auto")):
+        options = ("--out", tmp_path / "set", "--script", "a", *more)
+        assert isinstance(call("build", tmp_path / "data", *options).exception, InputError)
 
 
 def test_settings_that_are_not_there(call, tmp_path):

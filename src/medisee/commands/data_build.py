@@ -90,6 +90,8 @@ def build_data(
     from medisee.engine.build import Settings, build
 
     share = _shard(shard)
+    if ray and (endpoint or script):
+        raise InputError("--ray is for the offline writer: calls share one pace and one budget")
     writer, log = _writer(data, out, endpoint, script)
     if log is not None or only_estimate:
         _tell_estimate(writer, data, per_target, only_estimate, as_json)
