@@ -20,7 +20,10 @@ def conversation(*texts, picture=True):
         {"role": "assistant" if n % 2 else "user", "content": text} for n, text in enumerate(texts)
     ]
     if picture:
-        parts = [{"type": "text", "text": texts[0]}, {"type": "image_url", "image_url": {"url": url}}]
+        parts = [
+            {"type": "text", "text": texts[0]},
+            {"type": "image_url", "image_url": {"url": url}},
+        ]
         messages[0]["content"] = parts
     return messages
 
@@ -65,7 +68,10 @@ def test_earlier_messages_are_the_rounds(chat, monkeypatch):
     def spy(self, image):
         session = plain(self, image)
         begin = session.begin
-        session.begin = lambda q, h=None: (seen.append((list(q), [list(x) for x in h])), begin(q, h))[1]
+        session.begin = lambda q, h=None: (
+            seen.append((list(q), [list(x) for x in h])),
+            begin(q, h),
+        )[1]
         return session
 
     monkeypatch.setattr(SlowModel, "open", spy)
