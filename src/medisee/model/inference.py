@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from ..categories import Categories, speaking_categories
 from ..errors import ModelError
 from ..processing import TOKENS_PER_TARGET, MediSeeProcessor, RawAnswer, SegmenterInput
 from .modeling import EncodedImage, Located, MediSeeModel, Perceived
+from .placement import load_placed
 from .tinyvit import TinyViT, fold_batch_norms
 
 
@@ -36,19 +38,21 @@ class TorchRuntime:
 
     @classmethod
     def load(
-        cls, folder: Path, processor: MediSeeProcessor, device: str | None = None
+        cls,
+        folder: Path,
+        processor: MediSeeProcessor,
+        device: str | None = None,
+        precision: str | None = None,
     ) -> TorchRuntime:
-        """Loads a model folder onto a device ("cpu", "cuda", "cuda:1", "mps"; None: the best).
+        """Loads a model folder to where it fits (see `placement`).
 
         Raises:
-            ModelError: weights that do not fit the configuration, or a device that is not there.
+            ModelError: weights that do not fit the configuration, a device that is not there, or
+                too little memory.
         """
-        place = _device(device)
-        return cls(
-            load_weights(folder).to(place),
-            processor,
-            speaking_categories(folder, processor.phrases),
-        )
+        with _broken_means_unusable(folder):
+            model = load_placed(folder, device, precision)
+        return cls(model, processor, speaking_categories(folder, processor.phrases))
 
     def encode(
         self,
@@ -114,24 +118,19 @@ class TorchRuntime:
 
 
 def load_weights(folder: Path) -> MediSeeModel:
-    """A model folder's network.
+    """A model folder's network in fp32, for training and compiling.
 
     Raises:
         ModelError: configuration or weights that are broken or do not fit each other.
     """
-    try:
+    with _broken_means_unusable(folder):
         return MediSeeModel.from_pretrained(folder)
+
+
+@contextmanager
+def _broken_means_unusable(folder: Path) -> Iterator[None]:
+    try:
+        yield
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
         reason = str(error).strip().split("\n")[0]
         raise ModelError(f"the model in {folder} cannot be loaded: {reason}") from error
-
-
-def _device(name: str | None) -> torch.device:
-    if name is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise ModelError(f"the device {name!r} cannot be used here; try --device cpu") from error
-    return device

@@ -117,7 +117,7 @@ class TextStream:
     def image_tokens(self, pixel_values: Tensor | None, embedding: Tensor) -> Tensor:
         """(B, N, d), from the segmenter's embedding (nano) or from the MLLM's own pixels."""
         if isinstance(self.mllm, SharedEncoderMLLM):
-            return self.mllm.projector(embedding)
+            return self.mllm.projector(embedding.to(self.mllm.projector.linear_1.weight.dtype))
         if pixel_values is None:
             raise ValueError("this model has a vision tower of its own and needs pixel_values")
         with torch.no_grad():  # tower and its projector are frozen, in every stage of the paper

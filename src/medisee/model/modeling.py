@@ -273,7 +273,8 @@ class MediSeeModel(PreTrainedModel):
             content: (T, 2), see `forward`.
             prompt_boxes: (T, 4) cxcywh in place of the predicted ones, for the mask decoder only.
         """
-        h_seg, h_det = self.fusion(candidates)
+        # The language model may be in a lower precision than what looks at its states.
+        h_seg, h_det = self.fusion(candidates.to(self.projector.layers[0].weight.dtype))
         similarity = similarity_map(image_states, h_seg)
         boxes = None
         if self.config.box_decoder != "none":
@@ -329,7 +330,7 @@ class MediSeeModel(PreTrainedModel):
         """
         embedding = segmenter_embedding
         if embedding is None:
-            embedding = self.segmenter.encode(segmenter_pixel_values).float()
+            embedding = self.segmenter.encode(segmenter_pixel_values)
         tokens = self.text.image_tokens(pixel_values, embedding)
         prefix = self.text.prefix(prefix_ids, tokens, self.config.image_token_id)
         return EncodedImage(embedding, prefix, content)

@@ -63,9 +63,13 @@ class Segmenter(nn.Module):
         self.mask_decoder = SamMaskDecoder(sam.mask_decoder_config)
 
     def encode(self, pixels: Tensor) -> Tensor:
-        """(B, 3, S, S) normalised pixels -> (B, C, E, E) image embedding."""
-        encoded = self.vision_encoder(pixels)
-        return encoded if isinstance(encoded, Tensor) else encoded[0]
+        """(B, 3, S, S) normalised pixels -> (B, C, E, E) image embedding.
+
+        The encoder may be in another precision than the mask decoder, whose the embedding gets.
+        """
+        encoded = self.vision_encoder(pixels.to(next(self.vision_encoder.parameters()).dtype))
+        embedding = encoded if isinstance(encoded, Tensor) else encoded[0]
+        return embedding.to(self.mask_decoder.iou_token.weight.dtype)
 
     def decode(self, embedding: Tensor, prompts: Prompts) -> tuple[Tensor, Tensor]:
         """Masks of Q targets, a single one each.
