@@ -62,7 +62,9 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> FakeModel:
     """A model without weights in the place of the real one, whatever name is loaded."""
     model = FakeModel()
     predictor = ModuleType("medisee.predictor")
-    predictor.load = lambda name="nano", device=None, runtime=None: model  # type: ignore[attr-defined]
+    predictor.load = (  # type: ignore[attr-defined]
+        lambda name="nano", device=None, runtime=None, precision=None: model
+    )
     monkeypatch.setitem(sys.modules, "medisee.predictor", predictor)
     return model
 

@@ -45,12 +45,19 @@ NO_ORIENTATION = (
 NOT_ENGLISH = "The model reads English; this question seems to be in another script."
 
 
-def load(name: str = "nano", device: str | None = None, runtime: str | None = None) -> Model:
+def load(
+    name: str = "nano",
+    device: str | None = None,
+    runtime: str | None = None,
+    precision: str | None = None,
+) -> Model:
     """A model by name ("nano"), folder or hub id.
 
     Args:
         device: "cpu", "cuda", ...; None: the CPU with onnx, with torch a GPU where there is one.
         runtime: "onnx" or "torch"; None takes onnx for a compiled model on the CPU.
+        precision: of the language model with torch, "fp32", "bf16", "int8" or "int4"; None: by
+            size and by what fits. Large models tell the memory that they will take.
 
     Raises:
         ModelError: no such model, broken weights, an unknown runtime or device.
@@ -60,11 +67,15 @@ def load(name: str = "nano", device: str | None = None, runtime: str | None = No
         raise ModelError(f"there is no runtime {runtime!r}; choose onnx or torch")
     folder = find_model(name)
     processor = MediSeeProcessor.from_pretrained(folder)
-    chosen = runtime or ("onnx" if compiled(folder) and device in (None, "cpu") else "torch")
+    light = compiled(folder) and device in (None, "cpu") and precision is None
+    chosen = runtime or ("onnx" if light else "torch")
     if chosen == "torch":
         with needs_extra("running this model", "torch"):
             from .model.inference import TorchRuntime
-        return Model(name, folder, processor, TorchRuntime.load(folder, processor, device))
+        placed = TorchRuntime.load(folder, processor, device, precision)
+        return Model(name, folder, processor, placed)
+    if precision is not None:
+        raise ModelError("runtime onnx has one precision; for another choose runtime torch")
     if device not in (None, "cpu"):
         raise ModelError(f"runtime onnx runs on the CPU only; for {device} choose runtime torch")
     from .runtime import OnnxRuntime

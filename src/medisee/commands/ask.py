@@ -29,6 +29,7 @@ from medisee.commands.options import (
     ModelOption,
     OutOption,
     PlaneOption,
+    PrecisionOption,
     SeriesOption,
     SliceOption,
     WindowOption,
@@ -67,6 +68,7 @@ def ask(
         bool, typer.Option("--fail-on-refusal", help="Exit with 3 when a question is refused.")
     ] = False,
     device: DeviceOption = None,
+    precision: PrecisionOption = None,
     slice_: SliceOption = None,
     plane: PlaneOption = None,
     frame: FrameOption = None,
@@ -91,7 +93,7 @@ def ask(
     formats = parse_formats(as_)
     if folder is not None:
         check_folder(folder)
-    task = _Task(checked, model, device, explain, as_json, folder, overwrite, formats)
+    task = _Task(checked, model, device, precision, explain, as_json, folder, overwrite, formats)
     cut = "" if plane is None else plane.value
     choices = {"frame": frame, "window": window, "series": series, "hide": hide or ()}
     if slice_ is None and holds_volume(image):
@@ -111,6 +113,7 @@ class _Task:
     questions: list[str]
     model: str
     device: str | None
+    precision: str | None
     explain: bool
     as_json: bool
     folder: Path | None
@@ -122,7 +125,7 @@ def _ask_image(image: MedicalImage, task: _Task) -> Sequence[Answer]:
     check_formats(image, task.formats)
     if not task.as_json:
         show_image(image)
-    session = open_session(image, task.model, task.device)
+    session = open_session(image, task.model, task.device, task.precision)
     answer_all = _print_answers if task.as_json else _show_answers
     answers = answer_all(session, task.questions, task.explain)
     if task.folder is not None:
@@ -135,7 +138,7 @@ def _ask_volume(volume: MedicalVolume, task: _Task) -> Sequence[VolumeAnswer]:
     check_formats(volume, formats)
     if not task.as_json:
         show_volume(volume)
-    model = load_model(task.model, task.device)
+    model = load_model(task.model, task.device, task.precision)
     with answered(model, volume, task.questions, task.explain, task.folder) as answers:
         if task.as_json:
             _print_json(answers)

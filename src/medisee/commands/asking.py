@@ -67,17 +67,19 @@ def show_image(image: MedicalImage) -> None:
     print_text("")
 
 
-def load_model(model: str, device: str | None) -> Any:
+def load_model(model: str, device: str | None, precision: str | None = None) -> Any:
     """Load a model behind a spinner."""
     from medisee.predictor import load
 
     with spinner(f"Loading {model} ..."):
-        return load(model, device=device)
+        return load(model, device=device, precision=precision)
 
 
-def open_session(image: MedicalImage, model: str, device: str | None) -> Any:
+def open_session(
+    image: MedicalImage, model: str, device: str | None, precision: str | None = None
+) -> Any:
     """Load the model and let it look at the image; a spinner tells what takes its time."""
-    loaded = load_model(model, device)
+    loaded = load_model(model, device, precision)
     with spinner("Looking at the image ..."):
         return loaded.open(image)
 

@@ -22,6 +22,7 @@ from medisee.commands.options import (
     ModelOption,
     OutOption,
     PlaneOption,
+    PrecisionOption,
     SliceOption,
     WindowOption,
 )
@@ -45,6 +46,7 @@ def chat(
     out: OutOption = None,
     model: ModelOption = "nano",
     device: DeviceOption = None,
+    precision: PrecisionOption = None,
     slice_: SliceOption = None,
     plane: PlaneOption = None,
     frame: FrameOption = None,
@@ -61,7 +63,7 @@ def chat(
     check_folder(folder)
     opened = open_image(image, slice_, plane, frame, window)
     show_image(opened)
-    session = open_session(opened, model, device)
+    session = open_session(opened, model, device, precision)
     if sys.stdin.isatty():
         print_text("Ask away. /help lists what else there is.", "dim")
     _Chat(session, folder).run()

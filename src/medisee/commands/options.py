@@ -19,6 +19,7 @@ __all__ = [
     "OutOption",
     "Plane",
     "PlaneOption",
+    "PrecisionOption",
     "RuntimeOption",
     "SeriesOption",
     "SliceOption",
@@ -53,6 +54,12 @@ DeviceOption = Annotated[
 RuntimeOption = Annotated[
     str | None,
     typer.Option(help="onnx or torch. Default: onnx for a compiled model on the CPU."),
+]
+PrecisionOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Of a large language model: fp32, bf16, int8 or int4. Default: by size and memory."
+    ),
 ]
 JsonOption = Annotated[
     bool, typer.Option("--json", help="Print JSON for machines, and nothing else, to stdout.")
