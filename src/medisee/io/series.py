@@ -133,7 +133,8 @@ def folder_files(folder: Path) -> Iterator[SourceFile]:
     """The files below a folder, in the order of their names; links to folders are not followed."""
     for where, folders, names in os.walk(folder):
         folders.sort()
-        yield from (SourceFile(Path(where) / name) for name in sorted(names))
+        paths = (Path(where) / name for name in sorted(names))
+        yield from (SourceFile(path) for path in paths if path.is_file())
 
 
 def _header_of(file: SourceFile) -> Any:

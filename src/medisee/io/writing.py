@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from medisee.errors import InputError
+from medisee.errors import InputError, MediSeeError
 from medisee.extras import needs_extra
 from medisee.io.volume import MedicalVolume, VolumeAnswer, findings_of
 from medisee.structures import Answer, MedicalImage
@@ -141,9 +141,11 @@ def _folder(folder: Path) -> Iterator[None]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         yield
-    except OSError as error:
+    except (OSError, MediSeeError) as error:
         if made and folder.is_dir() and not any(folder.iterdir()):
             folder.rmdir()
+        if isinstance(error, MediSeeError):
+            raise
         reason = error.strerror or "no reason given"
         raise InputError(f"{folder}: cannot write there ({reason})") from error
 
