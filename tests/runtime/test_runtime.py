@@ -209,6 +209,40 @@ def test_a_damaged_graph(copy, name, damage):
     assert "medisee compile" in fails(copy)
 
 
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        ("[ONNXRuntimeError] : 9 : NOT_IMPLEMENTED : MatMulNBits(1)", "onnxruntime 1.22 or newer"),
+        ("Fatal error: com.microsoft:MatMulNBits(-1) is not a registered function/op", "1.22"),
+    ],
+)
+def test_an_onnxruntime_that_is_too_old(folder, monkeypatch, said, told):
+    def refuse(*args, **kwargs):
+        raise RuntimeError(said)
+
+    monkeypatch.setattr("onnxruntime.InferenceSession", refuse)
+    assert told in fails(folder)
+
+
+def test_no_free_memory_when_loading_and_when_running(folder, monkeypatch):
+    def refuse(*args, **kwargs):
+        raise RuntimeError("[ONNXRuntimeError] : 6 : std::bad_alloc")
+
+    session = medisee.load(str(folder)).open(PICTURE)
+    with monkeypatch.context() as patch:
+        patch.setattr(session.model.runtime._language, "_session", Refusing(refuse))
+        with pytest.raises(MemoryError):
+            session.ask(QUESTIONS[0])
+    monkeypatch.setattr("onnxruntime.InferenceSession", refuse)
+    with pytest.raises(MemoryError):
+        medisee.load(str(folder))
+
+
+class Refusing:
+    def __init__(self, run):
+        self.run = run
+
+
 def test_a_truncated_weight_file(copy):
     file = copy / "packed.safetensors"
     file.write_bytes(file.read_bytes()[:-100])

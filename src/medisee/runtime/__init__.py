@@ -34,6 +34,9 @@ __all__ = ["OnnxRuntime", "weights_digest"]
 DIGEST = "weights"
 """Metadata of a graph: the digest of the packed weights that it was made for."""
 
+NOT_IMPLEMENTED = ("NOT_IMPLEMENTED", "not a registered function/op", "opset", "Opset")
+"""What onnxruntime says of a graph that is too new for it."""
+
 MAX_TARGETS = 8
 UNSEEN = np.float32(-1e9)
 EMBEDDINGS = "mllm.language_model.embed_tokens.weight"
@@ -101,32 +104,24 @@ class OnnxRuntime:
         self._head: int = text["head_dim"]
         self._theta = float(text["rope_parameters"]["rope_theta"])
         self._embeddings = _Embeddings.load(folder)
-        self._encoder, self._language, self._locate = (_session(folder, name) for name in GRAPHS)
+        self._encoder, self._language, self._locate = (_Graph(folder, name) for name in GRAPHS)
 
     @classmethod
     def load(cls, folder: Path, processor: MediSeeProcessor) -> OnnxRuntime:
         """Loads a compiled model folder.
 
         Raises:
-            ModelError: graphs that are missing, damaged, or made for other weights.
+            ModelError: graphs that are missing, damaged, made for other weights, or too new for
+                the onnxruntime that is installed.
         """
         categories = speaking_categories(folder, processor.phrases)
-        try:
-            return cls(folder, processor, categories)
-        except ModelError:
-            raise
-        except Exception as error:  # onnxruntime raises its own kinds, of no common base
-            reason = str(error).strip().split("\n")[0]
-            raise ModelError(
-                f"the graphs in {folder} cannot be run: {reason}; make them anew with "
-                f"`medisee compile {folder}`, or use runtime torch"
-            ) from error
+        return cls(folder, processor, categories)
 
     # ---- phase 1 -----------------------------------------------------------------------------
 
     def encode(self, image: SegmenterInput, mllm_pixels: object | None = None) -> EncodedImage:
         """Embedding, and the language model's cache of the image; once per image."""
-        embedding, tokens = self._encoder.run(None, {"pixels": image.pixels[None]})
+        embedding, tokens = self._encoder(pixels=image.pixels[None]).values()
         ids = np.array([self.processor.prefix_ids])
         places = ids == self._image_token
         embedded = self._embeddings(np.where(places, 0, ids))
@@ -207,7 +202,6 @@ class OnnxRuntime:
         flat = [states for row in groups for states in row]
         if not flat:
             return [None] * len(groups)
-        names = [output.name for output in self._locate.get_outputs()]
         candidates = np.stack(flat)
         given = {
             "candidates": self.categories.settle(candidates) if self.categories else candidates,
@@ -215,7 +209,7 @@ class OnnxRuntime:
             "image_states": image.image_states,
             "content": image.content,
         }
-        values = dict(zip(names, self._locate.run(None, given), strict=True))
+        values = self._locate(**given)
         results: list[dict[str, Floats] | None] = []
         start = 0
         for row in groups:
@@ -276,7 +270,7 @@ class OnnxRuntime:
         positions = (seen.cumsum(axis=1) - 1).clip(min=0)[:, -length:]
         cos, sin = _rotary(positions, self._head, self._theta)
         given = {"embedded": embedded, "bias": bias, "cos": cos, "sin": sin, "past": past}
-        states, fresh, logits = self._language.run(None, {**given, "wanted": wanted})
+        states, fresh, logits = self._language(**given, wanted=wanted).values()
         return states, np.concatenate([past, fresh], axis=4), logits
 
 
@@ -288,34 +282,86 @@ class _Embeddings:
 
     @classmethod
     def load(cls, folder: Path) -> _Embeddings:
-        from safetensors import safe_open
+        from safetensors import SafetensorError, safe_open
 
-        with safe_open(folder / FILE, framework="np") as file:
-            return cls(file.get_tensor(EMBEDDINGS), file.get_tensor(EMBEDDINGS + SCALE))
+        try:
+            with safe_open(folder / FILE, framework="np") as file:
+                return cls(file.get_tensor(EMBEDDINGS), file.get_tensor(EMBEDDINGS + SCALE))
+        except (SafetensorError, OSError) as error:
+            raise ModelError(
+                f"{folder / FILE} is missing or damaged; get the model again"
+            ) from error
 
     def __call__(self, ids: NDArray[np.int64]) -> Floats:
         """(Q, L) -> (Q, L, d)."""
         return dequantise(self.blocks[ids], self.scale[ids])
 
 
-def _session(folder: Path, name: str) -> Any:
+class _Graph:
+    """One compiled graph; whatever onnxruntime raises becomes an error that a user can read."""
+
+    def __init__(self, folder: Path, name: str) -> None:
+        import onnxruntime
+
+        path = folder / f"{name}.onnx"
+        if not path.is_file():
+            raise ModelError(
+                f"{folder} has no {name}.onnx; make it with `medisee compile {folder}`"
+            )
+        try:
+            self._session = onnxruntime.InferenceSession(
+                path, _options(), providers=["CPUExecutionProvider"]
+            )
+        except Exception as error:  # onnxruntime raises its own kinds, of no common base
+            raise _unusable(path, error, onnxruntime.__version__) from error
+        made_for = self._session.get_modelmeta().custom_metadata_map.get(DIGEST)
+        if made_for != weights_digest(folder):
+            raise ModelError(
+                f"{path} was made for other weights; make it anew with `medisee compile {folder}`"
+            )
+        self._outputs = [output.name for output in self._session.get_outputs()]
+
+    def __call__(self, **given: NDArray[Any]) -> dict[str, Floats]:
+        """Outputs by name, in the graph's order."""
+        try:
+            found = self._session.run(None, given)
+        except Exception as error:
+            if _lacks_memory(error):
+                raise MemoryError from error
+            raise
+        return dict(zip(self._outputs, found, strict=True))
+
+
+def _options() -> Any:
     import onnxruntime
 
-    path = folder / f"{name}.onnx"
-    if not path.is_file():
-        raise ModelError(f"{folder} has no {name}.onnx; make it with `medisee compile {folder}`")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = min(2, os.cpu_count() or 1)
     # A waiting thread sleeps, so that nothing starves beside us.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    made_for = session.get_modelmeta().custom_metadata_map.get(DIGEST)
-    if made_for != weights_digest(folder):
-        raise ModelError(
-            f"{path} was made for other weights; make it anew with `medisee compile {folder}`"
+    return options
+
+
+def _unusable(path: Path, error: Exception, version: str) -> Exception:
+    """Why a graph cannot be loaded, and what helps."""
+    if _lacks_memory(error):
+        return MemoryError()
+    reason = str(error).strip().split("\n")[0]
+    if any(sign in reason for sign in NOT_IMPLEMENTED):
+        return ModelError(
+            f"onnxruntime {version} lacks what {path} needs: install onnxruntime 1.22 or newer, or "
+            "use runtime torch"
         )
-    return session
+    return ModelError(
+        f"{path} cannot be run: {reason}; make it anew with `medisee compile {path.parent}`, or "
+        "use runtime torch"
+    )
+
+
+def _lacks_memory(error: Exception) -> bool:
+    text = str(error)
+    return isinstance(error, MemoryError) or "bad_alloc" in text or "Failed to allocate" in text
 
 
 def _handle(stream: _Stream, row: int) -> _Handle:
