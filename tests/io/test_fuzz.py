@@ -85,7 +85,7 @@ def test_damaged_files(kind, dicom, nifti, picture, edits, keep, tail):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
-@settings(max_examples=1500, deadline=10_000, suppress_health_check=FIXTURES)
+@settings(max_examples=500, deadline=10_000, suppress_health_check=FIXTURES)
 @given(edits=EDITS, keep=st.just(1.0) | st.floats(0, 1), tail=st.binary(max_size=40))
 def test_damaged_files_for_long(kind, dicom, nifti, picture, edits, keep, tail):
     fuzz(kind, dicom, nifti, picture, edits, keep, tail)

@@ -78,7 +78,7 @@ def _bar(total: int) -> Iterator[Any]:
 def show_volume_answer(answer: VolumeAnswer) -> None:
     """Question, explanation and findings on standard output."""
     print_question(answer.question)
-    print_refusal(answer.shown if answer.refusal else answer)
+    print_refusal(answer)
     if answer.text:
         print_text(answer.text)
     if answer.findings:

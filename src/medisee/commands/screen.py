@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
 
+    from medisee.io.volume import VolumeAnswer
     from medisee.structures import Answer, Finding, MedicalImage
 
 __all__ = [
@@ -105,7 +106,7 @@ def describe_image(image: MedicalImage) -> str:
     return ", ".join(parts)
 
 
-def print_refusal(answer: Answer) -> None:
+def print_refusal(answer: Answer | VolumeAnswer) -> None:
     """The reason of a refusal, in a few words above the explanation; nothing for findings."""
     if answer.refusal is not None:
         print_text(_REFUSALS[answer.refusal.value], "bold yellow")
