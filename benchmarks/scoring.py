@@ -37,13 +37,17 @@ def main() -> None:
         questions, answers = Path(place) / "questions.jsonl", Path(place) / "predictions.jsonl"
         prepare(index, arguments.split, arguments.predictions, questions, answers)
         size = answers.stat().st_size
-        started = time.perf_counter()
+        started, busy = time.perf_counter(), time.process_time()
         report = score(answers, index, questions)
-        scored = time.perf_counter() - started
+        print(f"{len(report.rows):,} predictions, {size / 1e6:.0f} MB")
+        print(f"scored in {_since(started, busy)}")
         report.save(place)
-        whole = time.perf_counter() - started
-    print(f"{len(report.rows):,} predictions, {size / 1e6:.0f} MB")
-    print(f"scored in {scored:.1f} s, with all tables and intervals {whole:.1f} s")
+        print(f"with all tables and intervals {_since(started, busy)}")
+
+
+def _since(started: float, busy: float) -> str:
+    wall, processor = time.perf_counter() - started, time.process_time() - busy
+    return f"{wall:.1f} s ({processor:.1f} s of one processor)"
 
 
 def prepare(index: Index, split: str, count: int, questions: Path, answers: Path) -> None:

@@ -260,7 +260,8 @@ def _check_sentences(entity: Entity, where: str) -> None:
 def _normalise(text: str, sides: bool = True) -> str:
     """Lower-case American singulars without articles, one blank between the words."""
     plain = unicodedata.normalize("NFKD", text.lower().replace("\u2019", "'"))
-    plain = "".join(c for c in plain if not unicodedata.combining(c))
+    if not plain.isascii():  # most texts are, and this is what takes its time
+        plain = "".join(c for c in plain if not unicodedata.combining(c))
     words = re.findall("[a-z0-9]+", re.sub(r"'s\b", "", plain))
     dropped = _ARTICLES if sides else _ARTICLES.union(_SIDES)
     return " ".join(_singular(word) for word in words if word not in dropped)

@@ -6,13 +6,16 @@ not their area. Whatever is wrong with the file is collected and reported togeth
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import islice
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from pycocotools import mask as coco
 
 from medisee.boxes import box_iou
@@ -23,12 +26,16 @@ from medisee.evaluation.metrics import Overlap, surface_dice
 from medisee.evaluation.pairs import Pair, Selection, make_pairs
 from medisee.evaluation.predictions import Prediction, read_header, read_lines
 from medisee.evaluation.report import Report, Row
-from medisee.structures import RLE, RefusalReason, encode_rle
+from medisee.structures import RefusalReason, encode_rle
 
 __all__ = ["score"]
 
 SHOWN = 8
 """So many faults of a predictions file are told one by one."""
+
+_AT_ONCE = 2048
+_BLOCK = 32  # of boxes compared all with all, for the sake of the diagonal
+_LONGEST = 7  # groups of a run: more than any image has pixels
 
 Runs = dict[str, Any]  # pycocotools' form of an RLE: size, and counts as bytes
 Spacings = Mapping[str, tuple[float, float]]
@@ -51,16 +58,14 @@ def score(
     header = read_header(path)
     pairs = {pair.id: pair for pair in make_pairs(index, _selection(header["asked"], questions))}
     truths = _Truths(index)
-    measure = None if surface is None else _Surface(surface, spacings or {})
+    measure = None if surface is None else _Surface.over(pairs.values(), surface, spacings or {})
     rows: dict[str, Row] = {}
     faults: list[str] = []
-    for number, line in read_lines(path):
-        try:
-            pair = _pair_of(line, pairs, rows)
-            rows[pair.id] = _row(pair, line, truths, measure)  # type: ignore[arg-type]
-        except _FaultError as fault:
-            faults.append(f"line {number} {fault}")
-    faults += [f"no answer to {name}" for name in pairs if name not in rows]
+    seen: set[str] = set()
+    answers = _answers(path, pairs, truths, faults, seen)
+    while batch := list(islice(answers, _AT_ONCE)):
+        rows |= {row.pair.id: row for row in _rows(batch, measure, faults)}
+    faults += [f"no answer to {name}" for name in pairs if name not in seen]
     if faults:
         raise DataError(f"{path.name}: {_listed(faults)}")
     ordered = [rows[name] for name in pairs]
@@ -86,84 +91,165 @@ def _selection(asked: Mapping[str, Any], questions: Path | None) -> Selection:
     return selection
 
 
-def _pair_of(line: Prediction | None, pairs: Mapping[str, Pair], rows: Mapping[str, Row]) -> Pair:
+@dataclass(frozen=True)
+class _Answer:
+    """One line that can be read: its pair, its boxes and masks, and the true mask."""
+
+    line: int
+    pair: Pair
+    said: Prediction
+    boxes: Sequence[Sequence[float]]
+    masks: Sequence[Runs]
+    true: Runs
+
+
+def _answers(
+    path: Path, pairs: Mapping[str, Pair], truths: _Truths, faults: list[str], seen: set[str]
+) -> Iterator[_Answer]:
+    """The lines one by one; what cannot be read goes to `faults`, all ids to `seen`."""
+    for number, line in read_lines(path):
+        try:
+            pair = _pair_of(line, pairs, seen)
+            seen.add(pair.id)
+            true = truths.of(pair)
+            boxes, masks = _findings(pair, line["findings"], true["size"])  # type: ignore[index]
+            yield _Answer(number, pair, line, boxes, masks, true)  # type: ignore[arg-type]
+        except _FaultError as fault:
+            faults.append(f"line {number} {fault}")
+
+
+def _pair_of(line: Prediction | None, pairs: Mapping[str, Pair], seen: Container[str]) -> Pair:
     if line is None or not {"id", "text", "refusal", "findings"} <= line.keys():
         raise _FaultError("is not an answer (id, text, refusal, findings)")
     if line["id"] not in pairs:
         raise _FaultError(f"answers {line['id']}, which was not asked")
-    if line["id"] in rows:
+    if line["id"] in seen:
         raise _FaultError(f"answers {line['id']} again")
-    if line["refusal"] not in (None, *(reason.value for reason in RefusalReason)):
+    if line["refusal"] not in _REASONS:
         raise _FaultError(f"has an unknown reason of refusal ({line['id']})")
     return pairs[line["id"]]
 
 
-def _row(pair: Pair, line: Prediction, truths: _Truths, surface: _Surface | None) -> Row:
-    true = truths.of(pair)
-    findings = _checked(pair, line["findings"], true["size"])
-    predicted = _union([finding["mask"] for finding in findings], true["size"])
-    both = coco.merge([predicted, true], intersect=True)
-    areas = coco.area([both, predicted, true])
-    return Row(
-        pair=pair,
-        overlap=Overlap(*(int(area) for area in areas)),
-        box_iou=_box_iou([finding["box"] for finding in findings], true),
-        named=bool(pair.labels) and set(pair.labels) <= _named(line["text"]),
-        refused=line["refusal"] is not None or not findings,
-        score=findings[0]["score"] if len(findings) == 1 else None,
-        findings=len(findings),
-        seconds=line.get("seconds", {}).get("wall"),
-        memory=line.get("memory"),
-        surface=None if surface is None else surface.dice(pair, predicted, true),
-    )
+_REASONS = (None, *(reason.value for reason in RefusalReason))
 
 
-def _checked(pair: Pair, findings: Any, size: Sequence[int]) -> list[dict[str, Any]]:
-    """The findings with their masks as runs."""
-    checked = []
+def _findings(
+    pair: Pair, findings: Any, size: Sequence[int]
+) -> tuple[list[list[float]], list[Runs]]:
+    """Boxes and masks, the masks of the right size but not yet looked into."""
+    boxes, masks = [], []
     try:
         for finding in findings:
             box, certain = [float(edge) for edge in finding["box"]], float(finding["score"])
-            if len(box) != 4 or not np.isfinite(box).all() or not 0 <= certain <= 1:
+            if len(box) != 4 or not all(map(isfinite, box)) or not 0 <= certain <= 1:
                 raise _FaultError(f"has a finding with an impossible box or score ({pair.id})")
-            mask = _runs(finding["mask"], size, pair.id)
-            checked.append({"box": box, "score": certain, "mask": mask})
+            rle = finding["mask"]
+            if list(rle["size"]) != list(size):
+                told = " x ".join(str(side) for side in rle["size"])
+                of = f"the image is {size[0]} x {size[1]}"
+                raise _FaultError(f"has a mask of {told}, {of} ({pair.id})")
+            boxes.append(box)
+            masks.append({"size": rle["size"], "counts": rle["counts"].encode("ascii")})
     except (TypeError, KeyError, ValueError, AttributeError) as error:
         raise _FaultError(f"has a finding without box, score or mask ({pair.id})") from error
-    return checked
+    return boxes, masks
 
 
-def _runs(rle: RLE, size: Sequence[int], name: str) -> Runs:
-    if list(rle["size"]) != list(size):
-        shown = " x ".join(str(side) for side in rle["size"])
-        raise _FaultError(f"has a mask of {shown}, the image is {size[0]} x {size[1]} ({name})")
-    counts = rle["counts"].encode("ascii")
-    if _pixels(counts) != size[0] * size[1]:
-        raise _FaultError(f"has a mask that is no RLE of its size ({name})")
-    return {"size": list(size), "counts": counts}
+def _rows(batch: Sequence[_Answer], surface: _Surface | None, faults: list[str]) -> Iterator[Row]:
+    """One row per answer; many at once, since each call into numpy costs more than its work."""
+    masks = [(answer, mask) for answer in batch for mask in answer.masks]
+    covered = _pixels([mask["counts"] for _, mask in masks])
+    broken = {
+        answer.line: answer.pair.id
+        for (answer, mask), pixels in zip(masks, covered, strict=True)
+        if pixels != mask["size"][0] * mask["size"][1]
+    }
+    faults += [f"line {n} has a mask that is no RLE of its size ({id})" for n, id in broken.items()]
+    good = [answer for answer in batch if answer.line not in broken]
+    found = [_union(answer.masks, answer.true["size"]) for answer in good]
+    for answer, predicted, iou in zip(good, found, _box_ious(good), strict=True):
+        said, pair = answer.said, answer.pair
+        yield Row(
+            pair=pair,
+            overlap=_overlap(predicted, answer.true),
+            box_iou=iou,
+            named=bool(pair.labels) and set(pair.labels) <= _named(said["text"]),
+            refused=said["refusal"] is not None or not answer.masks,
+            score=said["findings"][0]["score"] if len(answer.masks) == 1 else None,
+            findings=len(answer.masks),
+            seconds=said.get("seconds", {}).get("wall"),
+            memory=said.get("memory"),
+            surface=None if surface is None else surface.dice(pair, predicted, answer.true),
+        )
 
 
-def _pixels(counts: bytes) -> int:
-    """How many pixels COCO's compressed counts cover; -1 for what is no run-length code.
+def _overlap(predicted: Runs, true: Runs) -> Overlap:
+    both = coco.merge([predicted, true], intersect=True)
+    return Overlap(*coco.area([both, predicted, true]).tolist())
 
-    Each run is written in groups of five bits, lowest first, and from the fourth run on as the
-    difference to the run two before it (rleToString in COCO's maskApi.c).
+
+def _box_ious(answers: Sequence[_Answer]) -> Iterator[float]:
+    """IoU of the box around all boxes with the box around the truth; 0 when one is missing."""
+    for start in range(0, len(answers), _BLOCK):
+        block = answers[start : start + _BLOCK]
+        nowhere = [[0.0] * 4]
+        around = np.array([_around(answer.boxes or nowhere) for answer in block])
+        trues = coco.toBbox([answer.true for answer in block])
+        trues[:, 2:] += trues[:, :2]
+        yield from np.diagonal(box_iou(around, trues)).tolist()
+
+
+def _around(boxes: Sequence[Sequence[float]]) -> list[float]:
+    x1, y1, x2, y2 = zip(*boxes, strict=True)
+    return [min(x1), min(y1), max(x2), max(y2)]
+
+
+def _pixels(masks: Sequence[bytes]) -> list[int]:
+    """How many pixels each of COCO's compressed counts covers; -1 for what is no such code.
+
+    Each run is written in groups of five bits, lowest first, the sixth bit telling that more
+    follow; from the fourth run on it is the difference to the run two before it (rleToString in
+    COCO's maskApi.c).
     """
-    codes = np.frombuffer(counts, np.uint8).astype(np.int64) - 48
-    if codes.size == 0 or codes.min() < 0 or codes.max() > 63 or codes[-1] & 32:
-        return -1
-    ends = np.flatnonzero(codes < 32)
+    codes = np.frombuffer(b"".join(masks), np.uint8).astype(np.int64) - 48
+    sizes = np.array([len(counts) for counts in masks])
+    if not codes.size:
+        return [-1] * len(masks)
+    mask_of = np.repeat(np.arange(len(masks)), sizes)
+    final = np.cumsum(sizes)[sizes > 0] - 1
+    wrong = set(mask_of[(codes < 0) | (codes > 63)]) | set(mask_of[final[codes[final] & 32 > 0]])
+    ends = np.flatnonzero(np.bincount(final, minlength=codes.size) | (codes & 32 == 0))
     starts = np.append(0, ends[:-1] + 1)
     lengths = ends - starts + 1
-    if lengths.max() > 7:
-        return -1  # longer than any image
-    place = np.arange(codes.size) - np.repeat(starts, lengths)
-    values = np.add.reduceat((codes & 31) << (5 * place), starts)
-    values -= np.where(codes[ends] & 16, np.int64(1) << (5 * lengths), 0)
-    runs = [values[:1], np.cumsum(values[1::2]), np.cumsum(values[2::2])]
-    return (
-        int(sum(run.sum() for run in runs)) if min(run.min(initial=0) for run in runs) >= 0 else -1
-    )
+    wrong |= set(mask_of[ends[lengths > _LONGEST]])
+    shifts = 5 * np.minimum(np.arange(codes.size) - np.repeat(starts, lengths), _LONGEST)
+    values = np.add.reduceat((codes & 31) << shifts, starts)
+    sign = 5 * np.minimum(lengths, _LONGEST)
+    values -= np.where(codes[ends] & 16, np.int64(1) << sign, 0)
+    runs, negative = _undone(values, mask_of[ends], len(masks))
+    wrong |= set(negative)
+    return [-1 if n in wrong or not sizes[n] else int(run) for n, run in enumerate(runs)]
+
+
+def _undone(
+    values: NDArray[np.int64], mask_of: NDArray[np.int64], count: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Sum of each mask's runs, from their differences, and which masks have a negative run."""
+    first = np.searchsorted(mask_of, np.arange(count))
+    place = np.arange(values.size) - first[mask_of]
+    totals, negative = np.zeros(count, np.int64), []
+    # The first run stands alone; the others are two interleaved chains of differences.
+    for chain in (place == 0, place % 2 == 1, (place > 0) & (place % 2 == 0)):
+        steps, of = values[chain], mask_of[chain]
+        if not steps.size:
+            continue
+        heads = np.flatnonzero(np.append(True, of[1:] != of[:-1]))
+        sums = np.cumsum(steps)
+        before = np.repeat((sums - steps)[heads], np.diff(np.append(heads, steps.size)))
+        runs = sums - before
+        totals[of[heads]] += np.add.reduceat(runs, heads)
+        negative.append(of[runs < 0])
+    return totals, np.concatenate(negative)
 
 
 def _union(masks: Sequence[Runs], size: Sequence[int]) -> Runs:
@@ -205,21 +291,21 @@ class _Surface:
     tolerance: float
     spacings: Spacings
 
+    @classmethod
+    def over(cls, pairs: Iterable[Pair], tolerance: float, spacings: Spacings) -> _Surface:
+        """DataError where an image's spacing is not given."""
+        missing = sorted({pair.image for pair in pairs} - spacings.keys())
+        if missing:
+            raise DataError(
+                f"the spacing in mm of {len(missing)} images is not given, first {missing[0]}; "
+                "name a file with --spacings"
+            )
+        return cls(tolerance, spacings)
+
     def dice(self, pair: Pair, predicted: Runs, true: Runs) -> float:
-        if pair.image not in self.spacings:
-            raise _FaultError(f"is about {pair.image}, whose spacing in mm is not given")
+        """Of one pair's masks."""
         masks = (coco.decode(runs).astype(bool) for runs in (predicted, true))
         return surface_dice(*masks, self.tolerance, self.spacings[pair.image])
-
-
-def _box_iou(boxes: Sequence[Sequence[float]], true: Runs) -> float:
-    """IoU of the box around all boxes with the box around the truth; 0 when one is missing."""
-    x, y, width, height = coco.toBbox(true)
-    if not boxes or not width:
-        return 0.0
-    edges = np.asarray(boxes)
-    around = np.concatenate([edges[:, :2].min(axis=0), edges[:, 2:].max(axis=0)])
-    return float(box_iou(around[None], [[x, y, x + width, y + height]])[0, 0])
 
 
 @lru_cache(maxsize=65536)
