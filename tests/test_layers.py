@@ -47,6 +47,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "packing": BASE,
     "model": BASE | WEIGHTS | {"processing"},
     "model.convert": BASE | WEIGHTS | {"model", "processing", "calibration"},
+    "model.make_random": BASE | WEIGHTS | {"model", "model.convert", "processing"},
     "runtime": BASE | WEIGHTS | {"processing", "hub"},
     "runtime.compile": BASE | WEIGHTS | {"model", "runtime"},
     "data": BASE | {"processing"},
@@ -68,7 +69,15 @@ MAY_IMPORT: dict[str, set[str]] = {
     "volume": BASE | {"io", "questions"},
     "serve": FRONT,
     "commands": FRONT
-    | {"model.convert", "runtime.compile", "data.importers", "data.exporters", "evaluation.systems", "serve"},
+    | {
+        "model.convert",
+        "model.make_random",
+        "runtime.compile",
+        "data.importers",
+        "data.exporters",
+        "evaluation.systems",
+        "serve",
+    },
     "cli": BASE | {"commands"},
 }
 HEAVY = {"torch", "transformers", "peft", "accelerate", "onnx", "torchvision"}

@@ -31,6 +31,7 @@ COMMANDS = {
     "examples": "medisee.commands.examples:examples",
     "targets": "medisee.commands.targets:targets",
     "models": "medisee.commands.models:models",
+    "models make-random": "medisee.commands.models:make_random",
     "train": "medisee.commands.train:train",
     "evaluate": "medisee.commands.evaluate:evaluate",
     "bench systems": "medisee.commands.bench:systems",
@@ -95,15 +96,21 @@ def _build(arguments: list[str]) -> typer.Typer:
         *first, last = name.split()
         parent = _group(app, groups, first[0]) if first else app
         module, function = COMMANDS[name].split(":")
-        parent.command(last)(getattr(import_module(module), function))
+        command = getattr(import_module(module), function)
+        if any(other.startswith(f"{name} ") for other in COMMANDS):
+            _group(app, groups, name).callback(invoke_without_command=True)(command)
+        else:
+            parent.command(last)(command)
     return app
 
 
 def _group(app: typer.Typer, groups: dict[str, typer.Typer], name: str) -> typer.Typer:
     """The group of commands that begin with `name`; made with its first one."""
     if name not in groups:
-        groups[name] = typer.Typer(no_args_is_help=True, rich_markup_mode="markdown")
-        app.add_typer(groups[name], name=name, help=GROUPS[name])
+        # One that is a command itself, too, does something without another word.
+        groups[name] = typer.Typer(no_args_is_help=name in GROUPS, rich_markup_mode="markdown")
+        said = {"help": GROUPS[name]} if name in GROUPS else {}
+        app.add_typer(groups[name], name=name, **said)
     return groups[name]
 
 

@@ -160,6 +160,10 @@ class MediSeeModel(PreTrainedModel):
         _check_fit(info["missing_keys"], info["unexpected_keys"])
         return model
 
+    def save_pretrained(self, folder: str | Path, **kwargs: Any) -> None:
+        """Like every transformers model; under our own names, not those of its older versions."""
+        super().save_pretrained(folder, **{"save_original_format": False, **kwargs})
+
     def save_packed(self, folder: Path) -> None:
         """Writes configuration and small weights (see `packing`), which `from_pretrained` reads."""
         self.config.save_pretrained(folder)
