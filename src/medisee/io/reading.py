@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from medisee.errors import InputError, MediSeeError
 from medisee.io.display import Window, parse_window
-from medisee.io.hiding import hide_boxes, parse_hide
+from medisee.io.hiding import ANNOTATIONS, hide_boxes, parse_hide
 from medisee.io.reference import SourceFile
 from medisee.io.request import Limits, Plane, ReadRequest
 from medisee.io.volume import MedicalVolume
@@ -86,12 +86,12 @@ def read_image(
     )
     if isinstance(source, MedicalImage):
         replace(request, name=source.source).allow_only((), "an image that was read before")
-        return hide_boxes(source, boxes)
+        return _hidden(source, request)
     if isinstance(source, np.ndarray):
-        return hide_boxes(_read_array(source, request), boxes)
+        return _hidden(_read_array(source, request), request)
     if isinstance(source, (bytes, bytearray, memoryview, str, PathLike)):
         return _read_file(*_located(source, request))
-    return hide_boxes(_read_pil(source, request), boxes)
+    return _hidden(_read_pil(source, request), request)
 
 
 @contextmanager
@@ -142,6 +142,14 @@ def holds_volume(source: str | PathLike[str] | bytes) -> bool:
         return len(nifti_volume(unpacked, request)) > 1  # type: ignore[arg-type]
 
 
+def _hidden(image: MedicalImage, request: ReadRequest) -> MedicalImage:
+    """The image with the areas black that were asked to be; a DICOM reader has seen to the rest."""
+    place = image.reference
+    if request.hide_annotations and (place is None or place.kind != "dicom"):
+        raise InputError(f"{image.source}: only DICOM states where {ANNOTATIONS} are; name areas")
+    return hide_boxes(image, request.hide)
+
+
 def _located(
     source: str | PathLike[str] | bytes | bytearray | memoryview, request: ReadRequest
 ) -> tuple[SourceFile, ReadRequest]:
@@ -169,7 +177,7 @@ def _read_file(file: SourceFile, request: ReadRequest) -> MedicalImage:
                 raise AssertionError("a folder is a series or an error")
             return volume[request.pick("slice", len(volume), default=len(volume) // 2)]
     with file.open() as stream:
-        return hide_boxes(_read_stream(stream, request), request.hide)
+        return _hidden(_read_stream(stream, request), request)
 
 
 def _kind_of(file: SourceFile, request: ReadRequest) -> str:
@@ -191,7 +199,7 @@ def _opened_volume(file: SourceFile, request: ReadRequest) -> Iterator[MedicalVo
 
         def read(index: int) -> MedicalImage:
             with _one_clear_line(request, kind):
-                return hide_boxes(volume.read(index), request.hide)  # type: ignore[union-attr]
+                return _hidden(volume.read(index), request)  # type: ignore[union-attr]
 
         # What goes wrong in the caller's block is not the file's fault.
         yield volume and replace(volume, read=read)

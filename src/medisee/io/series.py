@@ -97,6 +97,8 @@ def stacks(files: Iterable[SourceFile], request: ReadRequest) -> list[list[_Slic
 
 def frames_volume(file: SourceFile, request: ReadRequest) -> MedicalVolume | None:
     """The frames of one file as slices, where it states the place of each; else None."""
+    from pydicom import Dataset
+
     with file.open() as stream:
         header = read_header(stream, request)
     count = int(header.get("NumberOfFrames") or 1)
@@ -105,7 +107,8 @@ def frames_volume(file: SourceFile, request: ReadRequest) -> MedicalVolume | Non
     request.check_frames(count)
     slices = []
     for frame in range(count):
-        own = header.copy()
+        own = Dataset()  # header.copy() would share its elements
+        own.update(header)
         flatten_groups(own, frame)
         slices.append(_Slice(file, own, frame))
     if any(each.place is None for each in slices):
