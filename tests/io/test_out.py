@@ -356,3 +356,45 @@ def test_diameters(mask, expected):
     long, short = mask_diameters(mask, (1.0, 2.0))
     assert long == pytest.approx(expected[0], rel=1e-3)
     assert short == pytest.approx(expected[1], rel=0.02)
+
+
+def test_seg_of_an_enhanced_file_marks_the_right_frames(tmp_path):
+    def item(**elements):
+        data = pydicom.Dataset()
+        for keyword, value in elements.items():
+            setattr(data, keyword, value)
+        return data
+
+    order = (2, 0, 3, 1)  # frames are stored out of order
+    path = next(write_series(tmp_path / "ct", depth=1).iterdir())
+    data = pydicom.dcmread(path)
+    data.SOPClassUID = data.file_meta.MediaStorageSOPClassUID = pydicom.uid.EnhancedCTImageStorage
+    data.NumberOfFrames = len(order)
+    data.PixelData = b"".join(
+        np.full((HEIGHT, WIDTH), place, np.int16).tobytes() for place in order
+    )
+    data.SharedFunctionalGroupsSequence = [
+        item(
+            PixelMeasuresSequence=[item(PixelSpacing=[1.5, 0.5], SliceThickness=3)],
+            PlaneOrientationSequence=[item(ImageOrientationPatient=[1, 0, 0, 0, 1, 0])],
+        )
+    ]
+    data.PerFrameFunctionalGroupsSequence = [
+        item(PlanePositionSequence=[item(ImagePositionPatient=[-20, 15, 100 + 3 * place])])
+        for place in order
+    ]
+    for name in ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing"):
+        delattr(data, name)
+    data.save_as(path)
+    with open_volume(path) as volume:
+        write_seg(tmp_path / "a.seg.dcm", volume_answer(volume, {1: blob(0), 3: blob(1)}))
+    points = seg_points(pydicom.dcmread(tmp_path / "a.seg.dcm"))
+    expected = np.concatenate(
+        [
+            np.stack(
+                [-20 + 0.5 * columns, 15 + 1.5 * rows, np.full(len(rows), 100.0 + 3 * place)], 1
+            )
+            for place, (rows, columns) in ((1, np.nonzero(blob(0))), (3, np.nonzero(blob(1))))
+        ]
+    )
+    assert np.allclose(sorted_rows(points), sorted_rows(expected))
