@@ -434,6 +434,16 @@ def test_boxes_are_clipped_to_the_image():
     assert findings[1].box == (0, 0, 160, 80)
 
 
+def test_a_model_may_take_its_boxes_from_its_masks():
+    logits = np.full((2, SIZE, SIZE), -10.0)
+    logits[0, 8:24, 16:48] = 10
+    boxes = np.array([[0.5, 0.5, 1.0, 1.0], [0.5, 0.5, 0.5, 0.5]])
+    findings = to_findings(raw_of(logits, boxes=boxes), wide_image(), float, mask_boxes=True)
+    assert findings[0].box == (40, 20, 120, 60)
+    assert findings[1].box == (40, 20, 120, 60)  # an empty mask leaves the decoder's
+    assert not findings[1].mask.any()
+
+
 def test_without_a_box_decoder_the_box_is_the_masks_own():
     logits = np.full((2, SIZE, SIZE), -10.0)
     logits[0, 8:24, 16:48] = 10

@@ -140,7 +140,7 @@ def fit_logistic(raw: ArrayLike, correct: ArrayLike, iterations: int = 50) -> Ca
     return Calibration("logistic", (), (slope, float(weights[1] - slope * raw.mean())))
 
 
-def refusal_threshold(present: ArrayLike, absent: ArrayLike, keep_present: float = 0.90) -> float:
+def refusal_threshold(present: ArrayLike, absent: ArrayLike, keep_present: float = 0.92) -> float:
     """The "not here" score above which to refuse.
 
     present, absent: scores of questions with and without target. The threshold has the highest

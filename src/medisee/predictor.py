@@ -232,7 +232,12 @@ class Session:
         return list(zip(answers, raws, strict=True))
 
     def _answer(self, question: str, raw: RawAnswer) -> Answer:
-        findings = to_findings(raw, self._input, lambda score: float(self._calibration(score)))
+        findings = to_findings(
+            raw,
+            self._input,
+            lambda score: float(self._calibration(score)),
+            self.model.processor.config.mask_boxes,
+        )
         return Answer(
             question=question,
             text="",

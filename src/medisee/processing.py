@@ -159,6 +159,8 @@ class ProcessorConfig:
         image_seq_length: image tokens per image.
         segmenter_size, normalisation, pad: see `segmenter_input`.
         clip_size: side of the MLLM's own image input; None where it shares the encoder.
+        mask_boxes: a finding's box is the smallest one around its mask; else the box decoder's,
+            which prompted the mask.
     """
 
     template: PromptTemplate
@@ -169,6 +171,7 @@ class ProcessorConfig:
     normalisation: str
     pad: bool
     clip_size: int | None = None
+    mask_boxes: bool = False
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> ProcessorConfig:
@@ -394,15 +397,20 @@ class RawAnswer:
 
 
 def to_findings(
-    raw: RawAnswer, image: SegmenterInput, calibrate: Callable[[float], float]
+    raw: RawAnswer,
+    image: SegmenterInput,
+    calibrate: Callable[[float], float],
+    mask_boxes: bool = False,
 ) -> list[Finding]:
     """Masks, boxes and scores on the original grid."""
     drawn = list(_drawn(raw, image))
     labels: list[str | None] = list(raw.labels) or [None] * len(drawn)
-    return [
-        Finding(mask, box, min(max(calibrate(score), 0.0), 1.0), similarity, label)
-        for (mask, box, score, similarity), label in zip(drawn, labels, strict=True)
-    ]
+    findings = []
+    for (mask, box, score, similarity), label in zip(drawn, labels, strict=True):
+        shown = (mask_to_box(mask) or box) if mask_boxes else box
+        chance = min(max(calibrate(score), 0.0), 1.0)
+        findings.append(Finding(mask, shown, chance, similarity, label))
+    return findings
 
 
 def raw_scores(raw: RawAnswer, image: SegmenterInput) -> list[tuple[np.ndarray, float]]:

@@ -102,6 +102,7 @@ def build_nano(
         segmenter_size=config.segmenter.image_size,
         normalisation=config.segmenter.normalisation,
         pad=config.segmenter.pad,
+        mask_boxes=True,
     )
     return model, MediSeeProcessor(processor_config, tokenizer)
 
