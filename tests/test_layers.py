@@ -70,6 +70,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "serve": FRONT,
     "commands": FRONT
     | {
+        "parallel",
         "model.convert",
         "model.make_random",
         "runtime.compile",
