@@ -10,15 +10,10 @@ from hypothesis import strategies as st
 
 from medisee.boxes import box_iou, cxcywh_to_xyxy
 from medisee.categories import Categories
-from medisee.training.tasks import (
-    category_scores,
-    dice,
-    fixed_categories,
-    jitter,
-    paired_iou,
-    scene_loss,
-    state_losses,
-)
+from medisee.training.context import fixed_categories
+from medisee.training.language import category_scores, scene_loss, state_losses
+from medisee.training.targets import jitter, paired_iou
+from medisee.training.tasks import dice
 
 LABELS = [f"label {number}" for number in range(40)]
 

@@ -133,7 +133,7 @@ def test_each_stage_trains_what_its_rates_name(recipe, start, tmp_path):
 
 
 def test_answers_are_supervised_whole_or_up_to_the_first_word_after_the_groups(recipe):
-    from medisee.training.tasks import Language
+    from medisee.training.language import Language
 
     [stage] = recipe(["language"]).stages
     context = training.prepare(recipe(["language"]))
@@ -159,7 +159,7 @@ def test_answers_are_supervised_whole_or_up_to_the_first_word_after_the_groups(r
 
 
 def test_the_word_after_each_group_is_a_loss_of_its_own(recipe):
-    from medisee.training.tasks import Language
+    from medisee.training.language import Language
 
     [stage] = recipe(["language"]).stages
     context = training.prepare(recipe(["language"]))

@@ -17,13 +17,13 @@ from ..model.inference import load_weights
 from ..processing import MediSeeProcessor
 from ..structures import QARecord
 from .align import run_align
+from .context import Context, fixed_categories
 from .encoding import encode_images
 from .features import FeatureCache, fingerprint
 from .finish import finish
 from .loop import run_stage
 from .recipe import Recipe, Stage, read_recipe
 from .targets import Targets
-from .tasks import Context, fixed_categories
 
 VAL_RECORDS = 500
 """Questions that a stage is measured with."""

@@ -20,9 +20,10 @@ from torch import Tensor, nn
 
 from ..categories import Categories
 from ..errors import DataError
+from .context import Context
+from .language import Language
 from .loop import MetricsLog, load_checkpoint, save_checkpoint, trainable
 from .recipe import Recipe, Stage
-from .tasks import Context, Language
 
 ALIGNED = ("projector", "box_decoder")
 """Parameters that this stage writes, and so what its checkpoint holds."""

@@ -18,8 +18,9 @@ from torch import Tensor
 from ..errors import DataError
 from ..model import MediSeeModel
 from ..model.losses import weighted_sum
+from .context import Context, Task
 from .recipe import Recipe, Stage
-from .tasks import TASKS, Context, Task
+from .tasks import TASKS
 
 LINE_EVERY = 25
 """Steps between two lines of progress where there is no terminal to draw a bar on."""

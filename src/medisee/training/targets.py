@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ..boxes import mask_to_box
 from ..data.sa_med2d import ImageRecord, Index
+from ..model.losses import to_corners
 from ..processing import fit_longest_side
 from .features import FeatureCache
 
@@ -168,3 +169,19 @@ def visible_share(boxes: Tensor, windows: Tensor) -> Tensor:
     """(T,) how much of each box's area its window shows."""
     cropped = crop_boxes(boxes, windows)[:, 2:] * windows[:, 2:]
     return cropped.prod(dim=1) / boxes[:, 2:].prod(dim=1).clamp(min=1e-9)
+
+
+def jitter(boxes: Tensor, random: np.random.Generator) -> Tensor:
+    """True boxes (T, 4) cxcywh, moved and resized by up to a tenth or so."""
+    noise = torch.from_numpy(random.normal(0, 0.06, boxes.shape)).float()
+    moved = boxes[:, :2] + noise[:, :2] * boxes[:, 2:]
+    return torch.cat([moved, boxes[:, 2:] * (1 + noise[:, 2:].abs())], dim=1)
+
+
+def paired_iou(first: Tensor, second: Tensor) -> Tensor:
+    """(T,) IoU of paired cxcywh boxes."""
+    a, b = to_corners(first.float()), to_corners(second.float())
+    low, high = torch.maximum(a[:, :2], b[:, :2]), torch.minimum(a[:, 2:], b[:, 2:])
+    overlap = (high - low).clamp(min=0).prod(dim=1)
+    total = first[:, 2:].prod(dim=1) + second[:, 2:].prod(dim=1)
+    return overlap / (total - overlap).clamp(min=1e-9)
