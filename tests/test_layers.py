@@ -47,7 +47,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "packing": BASE,
     "model": BASE | WEIGHTS | {"processing"},
     "model.convert": BASE | WEIGHTS | {"model", "processing", "calibration"},
-    "model.make_random": BASE | WEIGHTS | {"model", "model.convert", "processing"},
+    "model.make_random": BASE | WEIGHTS | {"model", "model.convert", "processing", "calibration"},
     "runtime": BASE | WEIGHTS | {"processing", "hub"},
     "runtime.compile": BASE | WEIGHTS | {"model", "runtime"},
     "data": BASE | {"processing"},

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, MistralConfig, SamConfig
 
+from ..calibration import Calibration
 from ..errors import ModelError
 from ..processing import MediSeeProcessor
 from .configuration import MediSeeConfig, SegmenterConfig
@@ -128,6 +129,8 @@ def make_random(
         config.dtype = torch.bfloat16
         config.save_pretrained(folder)
         processor.save_pretrained(folder)
+        # It never refuses, so that the mask path runs as well.
+        Calibration("isotonic", (0.0, 1.0), (0.0, 1.0)).save(folder / "calibration.json")
         card = "---\nlicense: cc0-1.0\n---\n\nRandom weights, for tests of memory and speed only.\n"
         (folder / "README.md").write_text(card, encoding="utf-8")
     return sum(math.prod(shape) for shape in shapes.values())

@@ -10,7 +10,7 @@ Nothing is written before every name and shape is settled.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -362,11 +362,15 @@ def _write(
     dtype: torch.dtype | None,
     progress: Progress,
 ) -> None:
-    pieces = {name.removeprefix(layout.start): piece for name, piece in layout.pieces.items()}
+    pieces = {name.removeprefix(layout.start): piece for name, piece in _by_file(layout.pieces)}
     kinds = {name: dtype or _stored_dtype(piece, files) for name, piece in pieces.items()}
 
     def load(name: str) -> torch.Tensor:
-        return pieces[name].load(files, beside.lora_alpha).to(kinds[name]).clone()
+        value = pieces[name].load(files, beside.lora_alpha).to(kinds[name]).clone()
+        for path, file in files.items():
+            if not _from(pieces[name], path):
+                file.close()
+        return value
 
     sizes = {name: bytes_of(piece.shape, kinds[name]) for name, piece in pieces.items()}
     write_shards(sizes, load, folder, progress)
@@ -378,7 +382,12 @@ def _write(
 def _stored_dtype(piece: Piece, files: dict[Path, WeightFile]) -> torch.dtype:
     if piece.place is None:
         return torch.float32
-    return files[piece.place.file].tensor(piece.place.name).dtype
+    return files[piece.place.file].dtypes[piece.place.name]
+
+
+def _by_file(pieces: Mapping[str, Piece]) -> list[tuple[str, Piece]]:
+    """In the order of their files, so that one is mapped at a time."""
+    return sorted(pieces.items(), key=lambda item: str(item[1].place and item[1].place.file))
 
 
 def _write_text(layout: Layout, folder: Path) -> None:

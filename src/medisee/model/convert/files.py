@@ -15,7 +15,8 @@ from pickle import UnpicklingError
 from typing import Any, Protocol
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor
 
 from ...errors import ModelError
@@ -75,37 +76,60 @@ def _index_of(path: Path) -> dict[str, str]:
 
 
 class WeightFile(Protocol):
-    """One open file."""
+    """One file: what it holds is known, its numbers are mapped into memory while they are read."""
 
     shapes: Mapping[str, tuple[int, ...]]
+    dtypes: Mapping[str, torch.dtype]
 
     def tensor(self, name: str) -> Tensor:
         """The tensor called `name`, on the CPU."""
 
+    def close(self) -> None:
+        """Lets go of the memory; `tensor` maps the file again."""
 
-class SafeFile:
-    """A safetensors file, mapped into memory."""
+
+class _File:
+    """What both kinds share."""
 
     def __init__(self, path: Path) -> None:
-        self._file: Any = safe_open(path, "pt")
-        self.shapes = {n: tuple(self._file.get_slice(n).get_shape()) for n in self._file.keys()}  # noqa: SIM118
+        self._path = path
+        self._tensors: dict[str, Tensor] | None = None
+        state = self._mapped()
+        self.shapes = {name: tuple(value.shape) for name, value in state.items()}
+        self.dtypes = {name: value.dtype for name, value in state.items()}
+        self.close()
 
     def tensor(self, name: str) -> Tensor:
-        value: Tensor = self._file.get_tensor(name)
-        return value
+        """See `WeightFile`."""
+        return self._mapped()[name]
+
+    def close(self) -> None:
+        """See `WeightFile`."""
+        self._tensors = None
+
+    def _mapped(self) -> dict[str, Tensor]:
+        if self._tensors is None:
+            self._tensors = self._read()
+        return self._tensors
+
+    def _read(self) -> dict[str, Tensor]:
+        raise NotImplementedError
 
 
-class PickleFile:
+class SafeFile(_File):
+    """A safetensors file."""
+
+    def _read(self) -> dict[str, Tensor]:
+        return load_file(self._path)
+
+
+class PickleFile(_File):
     """A torch file; weights only. Zip files (torch 1.6 on) are mapped, older ones are read."""
 
-    def __init__(self, path: Path) -> None:
-        mapped = zipfile.is_zipfile(path)
-        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
-        self._state = dict(_state_dict(loaded))
-        self.shapes = {name: tuple(value.shape) for name, value in self._state.items()}
-
-    def tensor(self, name: str) -> Tensor:
-        return self._state[name]
+    def _read(self) -> dict[str, Tensor]:
+        mapped = zipfile.is_zipfile(self._path)
+        loaded = torch.load(self._path, map_location="cpu", weights_only=True, mmap=mapped)
+        return dict(_state_dict(loaded))
 
 
 def open_file(path: Path) -> WeightFile:

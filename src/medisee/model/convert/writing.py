@@ -17,8 +17,8 @@ from torch import Tensor
 
 from ...errors import ModelError
 
-SHARD = 10**9
-"""Bytes of a shard of ours; with the largest tensor, what a conversion holds in memory."""
+SHARD = 6 * 10**8
+"""Bytes of a shard of ours; twice so much, and a shard of theirs, are held at a time."""
 
 INDEX = "model.safetensors.index.json"
 MANIFEST = "conversion.json"
