@@ -33,6 +33,7 @@ COMMANDS = {
     "models": "medisee.commands.models:models",
     "models make-random": "medisee.commands.models:make_random",
     "train": "medisee.commands.train:train",
+    "finetune": "medisee.commands.finetune:finetune",
     "evaluate": "medisee.commands.evaluate:evaluate",
     "bench systems": "medisee.commands.bench:systems",
     "bench run": "medisee.commands.bench:run",

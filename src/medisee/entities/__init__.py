@@ -12,13 +12,22 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from functools import lru_cache
 from importlib import resources
+from pathlib import Path
 from typing import Any
 
 import yaml
 
 from medisee.errors import DataError
 
-__all__ = ["BODY_PARTS", "KINDS", "MODALITIES", "Entities", "Entity", "load_entities"]
+__all__ = [
+    "BODY_PARTS",
+    "KINDS",
+    "MODALITIES",
+    "Entities",
+    "Entity",
+    "load_entities",
+    "read_entities",
+]
 
 KINDS = frozenset(
     (
@@ -198,6 +207,18 @@ def load_entities() -> Entities:
                     raise DataError(f"{file.name}: the entity '{entity.name}' occurs twice")
                 entities[entity.name] = entity
     return Entities(entities.values())
+
+
+def read_entities(path: Path) -> list[Entity]:
+    """The entities of a file in the form of the package's own.
+
+    Raises DataError as `load_entities` does, and when the file cannot be read.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: cannot be read as text") from error
+    return _read(text, path.name)
 
 
 def _read(text: str, file: str) -> list[Entity]:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..categories import Categories
+from ..familiarity import Familiarity
 from ..model import MediSeeModel
 from ..processing import MediSeeProcessor
 from ..structures import QARecord
@@ -54,7 +55,11 @@ def _normal(name: str, *shape: int) -> np.ndarray:
 
 @dataclass
 class Context:
-    """What every task works with."""
+    """What every task works with.
+
+    Of a fine-tuning, `known` is how many categories, the first ones, the model knew before, and
+    `familiar` tells what its training images were like.
+    """
 
     model: MediSeeModel
     processor: MediSeeProcessor
@@ -64,6 +69,8 @@ class Context:
     train_records: list[QARecord]
     val_records: list[QARecord]
     seed: int
+    known: int = 0
+    familiar: Familiarity | None = None
 
     @property
     def states(self) -> Tensor:

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import track
 from torch import nn
 
+from ..model.placement import compute_dtype
 from ..model.tinyvit import fold_batch_norms
 from .features import FeatureCache
 
@@ -20,14 +21,14 @@ def encode_images(
 ) -> None:
     """Runs the frozen encoder once over every (image, view) that the cache lacks.
 
-    Batch norms are folded and the arithmetic is bfloat16, channels last: three times as fast on
-    a CPU, and the features are kept in half precision anyway.
+    Batch norms are folded, channels come last, and the arithmetic is bfloat16 where the processor
+    has it: three times as fast, and the features are kept in half precision anyway.
     """
     missing = [(file, view) for file, view in views if not cache.path(file, view).exists()]
     if not missing:
         return
     fast = copy.deepcopy(encoder).eval()
     fold_batch_norms(fast)
-    fast = fast.to(torch.bfloat16).to(memory_format=torch.channels_last)
+    fast = fast.to(compute_dtype(torch.device("cpu"))).to(memory_format=torch.channels_last)
     for file, view in track(missing, "encoding images", console=Console(stderr=True)):
         cache.fill(file, view, fast)

@@ -6,7 +6,7 @@ Shape letters: T targets, n candidates, d width of the language model, k categor
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +17,7 @@ from torch import Tensor
 from ..model import MediSeeOutput
 from ..model.losses import box_losses, mask_losses, text_loss
 from ..model.modeling import pad_right
+from ..processing import MediSeeProcessor
 from ..structures import QARecord
 from .context import Context, Losses
 from .recipe import Stage
@@ -142,31 +143,18 @@ class Language:
         self, images: list[int], chosen: list[tuple[int, QARecord]], explain: bool
     ) -> dict[str, Tensor]:
         processor = self.context.processor
-        rows, starts, stops = [], [], []
+        asked, answered = [], []
         for _, record in chosen:
             history = [(turn.question, turn.answer) for turn in record.history]
-            question = processor.question_ids(record.question, history)
+            asked.append(processor.question_ids(record.question, history))
             answer = processor.answer_ids(record.answer, len(record.targets))
             if not explain and record.targets:
                 # The end of the groups is supervised by one word more: nothing else follows.
                 groups = len(processor.group) + len(processor.more) * (len(record.targets) - 1)
                 answer = answer[: groups + 1]
-            rows.append(question + answer)
-            starts.append(len(question))
-            stops.append(len(rows[-1]))
-        ids, mask = pad_right(rows, "cpu")
-        labels = ids.masked_fill(mask == 0, -100)
-        for row, start in enumerate(starts):
-            labels[row, :start] = -100
-        prefix = torch.tensor([processor.prefix_ids] * len(images))
-        index = torch.tensor([place for place, _ in chosen])
-        return {
-            "prefix_ids": prefix,
-            "input_ids": ids,
-            "attention_mask": mask,
-            "image_index": index,
-            "labels": labels,
-        }
+            answered.append(answer)
+        places = [place for place, _ in chosen]
+        return text_batch(processor, asked, answered, places, len(images))
 
     def _truth(
         self, data: Targets, images: list[int], chosen: list[tuple[int, QARecord]]
@@ -279,6 +267,33 @@ class _Truth:
     boxes: Tensor
     labels: Tensor
     places: list[tuple[int, str]]
+
+
+def text_batch(
+    processor: MediSeeProcessor,
+    asked: Sequence[list[int]],
+    answered: Sequence[list[int]],
+    places: Sequence[int],
+    images: int,
+) -> dict[str, Tensor]:
+    """The text side of `MediSeeModel.forward`: token ids of questions and of their answers.
+
+    Args:
+        places: of each question the place, in the batch, of the image that it is about.
+        images: how many images the batch has.
+    """
+    rows = [question + answer for question, answer in zip(asked, answered, strict=True)]
+    ids, mask = pad_right(rows, "cpu")
+    labels = ids.masked_fill(mask == 0, -100)
+    for row, question in enumerate(asked):
+        labels[row, : len(question)] = -100
+    return {
+        "prefix_ids": torch.tensor([processor.prefix_ids] * images),
+        "input_ids": ids,
+        "attention_mask": mask,
+        "image_index": torch.tensor(places),
+        "labels": labels,
+    }
 
 
 def state_losses(states: Tensor, labels: Tensor, categories: Tensor) -> Losses:

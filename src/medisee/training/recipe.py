@@ -23,7 +23,8 @@ class Stage(_Strict):
         name: folder name of its checkpoints.
         task: `localise` and `masks` train the heads on fixed category states, `language` trains
             the MLLM to emit those states and to explain, `align` fits the heads' first layers to
-            the emitted states in closed form, `joint` trains everything end to end.
+            the emitted states in closed form, `joint` trains everything end to end; `names` and
+            `adapt` are a fine-tuning's (see `finetune`).
         steps, batch: optimiser steps, and targets (heads) or images (language, joint) a step.
         questions: questions per image in a step (language, joint).
         rates: learning rate of each parameter-name prefix; whatever is not named is frozen.
@@ -36,7 +37,7 @@ class Stage(_Strict):
     """
 
     name: str
-    task: Literal["localise", "masks", "language", "align", "joint"]
+    task: Literal["localise", "masks", "language", "align", "joint", "names", "adapt"]
     steps: int = Field(gt=0)
     batch: int = Field(gt=0)
     questions: int = Field(8, gt=0)

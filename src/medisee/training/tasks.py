@@ -20,6 +20,7 @@ from torch import Tensor
 from ..errors import DataError
 from ..model.heads import GroundedBoxDecoder
 from ..model.losses import box_losses, heat_loss, mask_losses
+from .adapt import Adapt
 from .context import Context, Losses, Task
 from .language import Language
 from .recipe import Stage
@@ -44,6 +45,7 @@ class HeadTask:
     def __init__(self, context: Context, stage: Stage) -> None:
         self.context, self.stage = context, stage
         self.weights = context.train.sampling_weights()
+        self.read = context.read
         if stage.augment and context.model.config.box_decoder == "mlp":
             raise DataError(
                 f"stage {stage.name}: the mlp box decoder does not see the image, so its targets "
@@ -67,7 +69,7 @@ class HeadTask:
         return _Drawn(targets, torch.from_numpy(rows), windows, content, truth, maps), random
 
     def _states(self, targets: Sequence[Target]) -> Tensor:
-        return self.context.read[[target.label for target in targets]]
+        return self.read[[target.label for target in targets]]
 
 
 @dataclass(frozen=True)
@@ -186,4 +188,5 @@ TASKS: dict[str, Callable[[Context, Stage], Task]] = {
     "masks": Masks,
     "language": Language,
     "joint": Language,
+    "adapt": Adapt,
 }
