@@ -9,7 +9,7 @@ PAGE = Path(__file__).resolve().parents[2] / "docs" / "add_a_system.md"
 
 
 def test_the_example_runs(run, data, tmp_path):
-    [code] = re.findall(r"^```python\n(.*?)^```", PAGE.read_text("utf-8"), re.M | re.S)
+    [code] = re.findall(r"^```py\n(.*?)^```", PAGE.read_text("utf-8"), re.M | re.S)
     assert len(code.splitlines()) <= 60
     (tmp_path / "brightest.py").write_text(code, encoding="utf-8")
     asked = ["--system", "brightest.py:build", "--set", "share=0.2", "--data", data]
