@@ -28,7 +28,15 @@ STAGES = {
     "align": {"questions": 3},
     "joint": {
         "rates": {"mllm": 1e-4, **HEADS, **MASKS},
-        "weights": {**WORDS, "l1": 1.0, "giou": 1.0, "bce": 1.0, "dice": 1.0},
+        "weights": {
+            **WORDS,
+            "l1": 1.0,
+            "giou": 1.0,
+            "bce": 1.0,
+            "dice": 1.0,
+            "similarity_js": 2.0,
+            "similarity_mse": 1.0,
+        },
         "questions": 3,
     },
 }
@@ -173,6 +181,30 @@ def test_the_word_after_each_group_is_a_loss_of_its_own(recipe):
     more = [processor.more[0]] * (len(several.targets) - 1)
     after = [processor.encode_text(f" {kinds[k].answer}")[0] for k in ("several", "implicit")]
     assert words == [*more, *after]
+
+
+def test_the_reference_map_is_that_of_the_bare_label(recipe):
+    """As inference gives it: another path through the same model."""
+    from medisee.training.language import Language
+
+    plan = recipe(["joint"])
+    context = training.prepare(plan)
+    model, processor, data = context.model.eval(), context.processor, context.train
+    task = Language(context, plan.stages[0])
+    chosen = [(0, next(r for r in context.train_records if len(r.targets) == 1))]
+    row = data.row[chosen[0][1].image]
+    truth = task._truth(data, [row], chosen)
+    embedding = data.features(row)[None]
+    found = task._reference_maps([row], truth, embedding)
+    assert not found.requires_grad
+    image = model.encode_image(
+        torch.tensor([processor.prefix_ids]), data.content[[row]], segmenter_embedding=embedding
+    )
+    asked = [processor.question_ids(chosen[0][1].targets[0].label)]
+    [perceived] = model.perceive(
+        image, asked, processor.group, processor.more, processor.openings, accept=0, max_targets=1
+    )
+    torch.testing.assert_close(found, perceived.targets.similarity)
 
 
 def test_boxes_that_ignore_the_image_are_not_trained_on_crops(recipe, start, tmp_path):

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..model import MediSeeOutput
-from ..model.losses import box_losses, mask_losses, text_loss
+from ..model.losses import box_losses, mask_losses, similarity_losses, text_loss
 from ..model.modeling import pad_right
 from ..processing import MediSeeProcessor
 from ..structures import QARecord
@@ -118,7 +118,7 @@ class Language:
             content=data.content[images],
             segmenter_embedding=embedding,
             prompt_boxes=prompts,
-            locate="l1" in self.stage.weights or joint,
+            locate=joint or not self.stage.weights.keys().isdisjoint(("l1", "similarity_js")),
             decode=joint,
         )
         targets = batch["labels"][:, 1:][batch["labels"][:, 1:] != -100]
@@ -137,7 +137,25 @@ class Language:
         if joint and len(truth.boxes):
             masks = torch.stack([data.mask(row, [label]) for row, label in truth.places])
             losses |= mask_losses(output.located.mask_logits, masks)
+        if "similarity_js" in self.stage.weights and len(truth.boxes):
+            reference = self._reference_maps(images, truth, embedding)
+            losses |= similarity_losses(output.located.similarity, reference)
         return losses
+
+    @torch.no_grad()
+    def _reference_maps(self, images: list[int], truth: _Truth, embedding: Tensor) -> Tensor:
+        """(T, N) similarity maps of the bare labels, which need no reasoning (section 3.4)."""
+        processor, labels = self.context.processor, self.context.train.labels
+        asked = [processor.question_ids(labels[number]) for number in truth.labels.tolist()]
+        places = [images.index(row) for row, _ in truth.places]
+        answered = [processor.group] * len(asked)
+        output = self.context.model(
+            **text_batch(processor, asked, answered, places, len(images)),
+            content=self.context.train.content[images],
+            segmenter_embedding=embedding,
+            decode=False,
+        )
+        return output.located.similarity
 
     def _batch(
         self, images: list[int], chosen: list[tuple[int, QARecord]], explain: bool
