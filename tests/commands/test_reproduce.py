@@ -53,7 +53,7 @@ def test_reproduce(run, fake, whole, questions, tmp_path):
     run("reproduce", *asked, "--write")
     assert (tmp_path / "clone/docs/benchmark.md").read_text() == page
     told = json.loads((tmp_path / "reproduced/differences.json").read_text())
-    assert [len(each) for each in told.values()][0] == 1
+    assert next(len(each) for each in told.values()) == 1
     assert run("reproduce", whole, "--write", "--docs", "nowhere").code == 2
 
 

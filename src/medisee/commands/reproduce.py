@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["reproduce"]
 
-COMPARISONS = {
+COMPARISONS: dict[str, tuple[str, dict[str, str]]] = {
     "category-means": ("category-mean", {}),
     "centred-box": ("centred-box", {}),
     "median-box": ("median-box", {}),
@@ -27,6 +27,7 @@ COMPARISONS = {
 }
 """Key of a run -> the system that it asks, and its settings."""
 
+NANO: tuple[str, dict[str, str]] = ("nano", {})
 PROBE_QUESTIONS = 40
 
 
@@ -66,10 +67,10 @@ def reproduce(
     if write and not (docs / "docs").is_dir():
         raise InputError(f"{docs / 'docs'}: there is no such folder; name the clone with --docs")
     selection = Selection(split, questions, limit)
-    runs = {"nano": ("nano", {})} | COMPARISONS
+    runs = {"nano": NANO} | COMPARISONS
     if litemedsam is not None:
         runs["true-boxes"] = ("litemedsam-true-box", {"segmenter": str(litemedsam)})
-    reports = {key: _run(key, *of, data, selection, out / key) for key, of in runs.items()}
+    reports = {key: _run(key, of, data, selection, out / key) for key, of in runs.items()}
     probes = _probes(data, out)
     comparison = compare_systems(list(reports.values()))
     page = _page(out, reports, comparison, probes)
@@ -85,8 +86,7 @@ def reproduce(
 
 def _run(
     key: str,
-    system: str,
-    settings: dict[str, str],
+    of: tuple[str, dict[str, str]],
     data: Path,
     selection: Selection,
     folder: Path,
@@ -94,7 +94,7 @@ def _run(
     """One system, asked and scored; the plain ones have no word to say."""
     from medisee.evaluation import evaluate
 
-    make, index, about = prepare(system, settings, data, selection, None)
+    make, index, about = prepare(*of, data, selection, None)
     progress().print(f"{key} ...", style="dim", markup=False)
     return evaluate(make, index, selection, folder, explain=True, about=about)
 

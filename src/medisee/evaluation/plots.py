@@ -37,7 +37,7 @@ def bars(path: Path, title: str, rows: Mapping[str, Mapping[str, Figure]], label
     axes.invert_yaxis()
     axes.set(xlim=(0, 100), xlabel=label, title=title)
     if len(names) > 1:
-        axes.legend(frameon=False)
+        axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
     _save(plt, figure, path)
 
 

@@ -127,8 +127,8 @@ def _summary(variant: str, rows: Sequence[Row], answers: Mapping[str, Prediction
     originals = [answers.get(_id(n, ORIGINAL, 0)) for n in numbers]
     alike = [
         (n, _alike(line, original))
-        for n, line, original in zip(numbers, lines, originals, strict=True)
-        if original is not None and variant != ORIGINAL
+        for n, line, original, row in zip(numbers, lines, originals, rows, strict=True)
+        if original is not None and variant != ORIGINAL and row.pair.reason is None
     ]
     right = [
         (n, line["refusal"] == row.pair.reason.value)
@@ -202,7 +202,13 @@ class _Workshop:
                 "split": SPLIT, "patient": of.patient, "masks": [],
             }  # fmt: skip
         targets = [self._target(target, image) for target in base.targets]
-        changes = {"image": image, "targets": targets, "split": SPLIT, "label": None, "box": None}
+        changes: dict[str, object] = {
+            "image": image,
+            "targets": targets,
+            "split": SPLIT,
+            "label": None,
+            "box": None,
+        }
         changed = {**base.model_dump(by_alias=True), **changes}
         return QARecord.model_validate({**changed, "question": question or base.question})
 
@@ -296,7 +302,13 @@ def _other_patient(made: _Workshop, base: QARecord) -> ImageRecord | None:
 
 
 def _absent(base: QARecord, image: str, reason: RefusalReason) -> QARecord:
-    changes = {"kind": "absent", "targets": [], "label": None, "box": None, "refusal": reason}
+    changes: dict[str, object] = {
+        "kind": "absent",
+        "targets": [],
+        "label": None,
+        "box": None,
+        "refusal": reason,
+    }
     fields = {**base.model_dump(by_alias=True), **changes, "image": image}
     return QARecord.model_validate(fields)
 

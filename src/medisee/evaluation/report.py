@@ -230,10 +230,10 @@ def _about(report: Report) -> list[str]:
 
 
 def _score_and_cost(report: Report) -> list[str]:
-    kept, cost = report.risk_coverage(), report.cost()
+    curve, cost = report.risk_coverage(), report.cost()
     values = {
         "expected calibration error": _per_cent(report.calibration()),
-        "area under risk-coverage": _per_cent(kept and kept.area),
+        "area under risk-coverage": _per_cent(None if curve is None else curve.area),
         "seconds a question": _number(cost["seconds_mean"], 2),
         "slowest 5 %, seconds": _number(cost["seconds_p95"], 2),
         "peak memory, MB": _number(cost["memory_mb"], 0),

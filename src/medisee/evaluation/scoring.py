@@ -304,8 +304,8 @@ class _Surface:
 
     def dice(self, pair: Pair, predicted: Runs, true: Runs) -> float:
         """Of one pair's masks."""
-        masks = (coco.decode(runs).astype(bool) for runs in (predicted, true))
-        return surface_dice(*masks, self.tolerance, self.spacings[pair.image])
+        found, wanted = (coco.decode(runs).astype(bool) for runs in (predicted, true))
+        return surface_dice(found, wanted, self.tolerance, self.spacings[pair.image])
 
 
 @lru_cache(maxsize=65536)

@@ -214,6 +214,7 @@ def test_imis_net(key, two_images, imis, tmp_path):
 
 WORKER = """
 import json, sys
+from zlib import crc32
 import numpy as np
 from PIL import Image
 from medisee.structures import encode_rle
@@ -223,7 +224,7 @@ for line in sys.stdin:
     if "nothing" in asked["text"]:
         reply = {}
     else:
-        mask = pixels > 20 * len(asked["text"])
+        mask = pixels > 60 + crc32(asked["text"].encode()) % 101
         reply = {"mask": encode_rle(mask), "score": 0.8}
     print(json.dumps(reply), flush=True)
 """

@@ -94,7 +94,7 @@ class Worker:
             raise ModelError(f"{self._name} wrote a line that is no reply") from error
         if mask is not None and mask.shape != (image.height, image.width):
             raise ModelError(f"{self._name} gave a mask of another size than the image")
-        return Found(mask, box, score, text)  # type: ignore[arg-type]  # four edges
+        return Found(mask, box, score, text)
 
 
 def _end(process: subprocess.Popen[str]) -> None:

@@ -131,7 +131,8 @@ class IMISNet(nn.Module):
         Raises ModelError for a name that has no place, and for a place without a weight.
         """
         sam, text = _sizes(state, text_heads)
-        model, renamed = cls(sam, text), {}
+        model = cls(sam, text)
+        renamed: dict[str, Tensor] = {}
         for name, value in state.items():
             names = _MAP.translate(_as_sam(name))
             if names is None:

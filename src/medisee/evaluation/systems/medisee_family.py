@@ -13,26 +13,27 @@ from medisee.errors import DataError
 from medisee.evaluation.predictions import Model
 from medisee.evaluation.systems import Setup
 from medisee.hub import find_model
-from medisee.predictor import load
 
 __all__ = ["build", "lisa", "with_points"]
 
 
 def build(setup: Setup, model: str, runtime: str | None = None) -> Model:
     """Any MediSee model: name, folder or hub id."""
+    from medisee.predictor import load
+
     return load(model, setup.device, runtime)
 
 
 def lisa(setup: Setup, model: str) -> Model:
     """LISA as converted: one candidate token, its text embedding prompts the mask alone."""
     _expect(model, {"num_candidates": 1, "box_decoder": "none", "mask_prompts": "text"})
-    return load(model, setup.device)
+    return build(setup, model)
 
 
 def with_points(setup: Setup, model: str) -> Model:
     """MediSee + READ: points from the similarity map stand beside text and box."""
     _expect(model, {"mask_prompts": "text+box+points"})
-    return load(model, setup.device)
+    return build(setup, model)
 
 
 def _expect(model: str, settings: dict[str, Any]) -> None:
