@@ -60,7 +60,8 @@ MAY_IMPORT: dict[str, set[str]] = {
         "io examples hub questions processing model runtime calibration familiarity"
     ),
     "training": above(
-        "hub processing phrases categories model model.convert runtime data engine calibration familiarity evaluation.metrics evaluation.summary"
+        "hub processing phrases categories model model.convert runtime data engine calibration "
+        "familiarity evaluation.metrics evaluation.summary"
     ),
     "evaluation": above(
         "hub predictor data engine calibration parallel evaluation.metrics evaluation.summary"

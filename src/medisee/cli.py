@@ -110,8 +110,7 @@ def _group(app: typer.Typer, groups: dict[str, typer.Typer], name: str) -> typer
     if name not in groups:
         # One that is a command itself, too, does something without another word.
         groups[name] = typer.Typer(no_args_is_help=name in GROUPS, rich_markup_mode="markdown")
-        said = {"help": GROUPS[name]} if name in GROUPS else {}
-        app.add_typer(groups[name], name=name, **said)
+        app.add_typer(groups[name], name=name, help=GROUPS.get(name))
     return groups[name]
 
 

@@ -95,7 +95,8 @@ def ask(
         check_folder(folder)
     task = _Task(checked, model, device, precision, explain, as_json, folder, overwrite, formats)
     cut = "" if plane is None else plane.value
-    choices: dict[str, Any] = {"frame": frame, "window": window, "series": series, "hide": hide or ()}
+    choices: dict[str, Any] = {"frame": frame, "window": window, "series": series}
+    choices["hide"] = hide or ()
     if slice_ is None and holds_volume(image):
         with open_volume(image, plane=cut or None, **choices) as volume:
             answers: Sequence[Answer | VolumeAnswer] = _ask_volume(volume, task)

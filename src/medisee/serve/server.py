@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
 from typing import Any
 
@@ -38,7 +39,7 @@ class PatientProtocol(H11Protocol):
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
-        self._waiting = self.loop.call_later(HEADER_SECONDS, self._look)
+        self._waiting: asyncio.TimerHandle | None = self.loop.call_later(HEADER_SECONDS, self._look)
 
     def data_received(self, data: bytes) -> None:
         if self._waiting is None:

@@ -9,6 +9,8 @@ from fastapi import APIRouter, Depends, Path, Query, Request
 from pydantic import BaseModel, Field
 from starlette.responses import Response
 
+from medisee.structures import Orientation
+
 from .answering import ANSWER_DOCS, answered, file_of, png
 from .errors import RESPONSES, ServeError
 from .requests import AskRequest, SessionRequest, body_docs
@@ -68,8 +70,8 @@ def _describe(held: Held, service: Service) -> SessionInfo:
             height=image.height,
             modality=image.modality,
             spacing_mm=image.spacing,
-            orientation=orientation and {"left": orientation.left, "top": orientation.top},
-            plane=orientation and orientation.plane,
+            orientation=_edges(orientation),
+            plane=None if orientation is None else orientation.plane,
             slice=slices[0],
             slices=slices[1],
             frame=frames[0],
@@ -81,6 +83,11 @@ def _describe(held: Held, service: Service) -> SessionInfo:
         suggestions=held.suggestions,
         provenance=service.identity,
     )
+
+
+def _edges(orientation: Orientation | None) -> dict[str, str] | None:
+    """What of the patient lies at the picture's left and top edges, where the file says so."""
+    return None if orientation is None else {"left": orientation.left, "top": orientation.top}
 
 
 def _range(pixels: Any) -> tuple[float, float] | None:
