@@ -99,7 +99,8 @@ def _build(arguments: list[str]) -> typer.Typer:
         module, function = COMMANDS[name].split(":")
         command = getattr(import_module(module), function)
         if any(other.startswith(f"{name} ") for other in COMMANDS):
-            _group(app, groups, name).callback(invoke_without_command=True)(command)
+            group = _group(app, groups, name)
+            group.callback(invoke_without_command=True, help=command.__doc__)(command)
         else:
             parent.command(last)(command)
     return app

@@ -342,7 +342,9 @@ def test_a_missing_shard_is_named(weights, tmp_path):
 
 def test_a_shard_that_the_index_names_is_missed(weights, tmp_path):
     folder = write(tmp_path / "in", weights).parent
-    index = {"weight_map": dict.fromkeys(weights, "pytorch_model.bin") | {"lm_head.weight": "b.bin"}}
+    index = {
+        "weight_map": dict.fromkeys(weights, "pytorch_model.bin") | {"lm_head.weight": "b.bin"}
+    }
     (folder / "pytorch_model.bin.index.json").write_text(json.dumps(index), encoding="utf-8")
     refused([folder], tmp_path, "lacks b.bin, one of 2")
 

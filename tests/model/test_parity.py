@@ -124,7 +124,9 @@ def test_text_logits_and_last_states(model, embedded, golden):
 
 
 def test_weights_before_and_after_merging_are_the_same_model(model, shared, tmp_path):
-    files = [shared / f"golden/mini/tiny_upstream_{part}.safetensors" for part in ("peft", "visual")]
+    files = [
+        shared / f"golden/mini/tiny_upstream_{part}.safetensors" for part in ("peft", "visual")
+    ]
     convert(files, tmp_path / "merged_here")
     state = MediSeeModel.from_pretrained(tmp_path / "merged_here").state_dict()
     for name, value in model.state_dict().items():

@@ -18,7 +18,13 @@ from tokenizers import AddedToken, Tokenizer, normalizers
 from tokenizers.models import Unigram
 
 from medisee.errors import ModelError
-from medisee.model.convert.text import IMAGE_TOKEN, MISTRAL, VICUNA, from_sentencepiece, read_tokenizer
+from medisee.model.convert.text import (
+    IMAGE_TOKEN,
+    MISTRAL,
+    VICUNA,
+    from_sentencepiece,
+    read_tokenizer,
+)
 from medisee.processing import MediSeeProcessor, ProcessorConfig
 
 SPECIAL = ["<unk>", "<s>", "</s>"]
@@ -136,7 +142,7 @@ MERGED += ["\u2581T", "\u2581Th", "\u2581Thi", "\u2581Tha"]
 LETTERS = ["\u2581", *"abcINPAThi"]
 
 
-def sentencepiece_file(path, trainer=field(2, field(3, 40))):
+def sentencepiece_file(path):
     """A model of a few pieces, as sentencepiece writes it; fields that we pass over among them."""
     pieces = [*WORDS, *MERGED, *dict.fromkeys(LETTERS)]
     body = b""
@@ -144,7 +150,7 @@ def sentencepiece_file(path, trainer=field(2, field(3, 40))):
         kind = 1 if rank >= len(WORDS) else 6
         entry = field(1, piece.encode()) + field(2, -float(rank)) + field(3, kind)
         body += field(1, entry)
-    path.write_bytes(body + trainer)
+    path.write_bytes(body + field(2, field(3, 40)))
     return path
 
 

@@ -37,7 +37,7 @@ def outputs(model):
 
 
 def near(found, expected, name):
-    """Weights that lie in a mapped file are aligned differently, and so are sums in the last bit."""
+    """Weights in a mapped file are aligned differently: sums differ in the last bit."""
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5, msg=name)
 
 
@@ -172,7 +172,7 @@ def nano_answers():
     except ModelError as error:
         pytest.skip(str(error))
     found = {}
-    for precision in ("bf16", "int8", "int4"):
+    for precision in ("bf16", "int8"):
         model = medisee.load("nano", "cpu", "torch", precision)
         found[precision] = [
             [f.mask for f in model.open(f"example:{e.name}").ask(e.question, False).findings]
@@ -182,9 +182,9 @@ def nano_answers():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("precision", ["int8", "int4"])
-def test_fewer_bits_keep_nanos_masks(nano_answers, precision):
-    for wide, narrow in zip(nano_answers["bf16"], nano_answers[precision], strict=True):
+def test_int8_keeps_nanos_masks(nano_answers):
+    """Four bits do not (docs/fullsize.md), and so are never chosen by themselves."""
+    for wide, narrow in zip(nano_answers["bf16"], nano_answers["int8"], strict=True):
         assert len(wide) == len(narrow)
         assert min([dice(a, b) for a, b in zip(wide, narrow, strict=True)], default=1) >= 0.98
 
@@ -215,7 +215,7 @@ def test_too_little_memory_is_told_with_what_it_would_take(monkeypatch):
         plan_placement(random_config("llava-med-7b"), "cpu")
 
 
-@pytest.mark.parametrize("free, precision", [(80, "bf16"), (16, "int8"), (10, "int4")])
+@pytest.mark.parametrize("free, precision", [(80, "bf16"), (16, "int8")])
 def test_one_gpu_gets_what_fits(monkeypatch, free, precision):
     monkeypatch.setattr(placement, "find_device", lambda name: torch.device("cuda", 0))
     monkeypatch.setattr(placement, "free_memory", lambda device: free * 10**9)

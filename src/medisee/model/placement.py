@@ -3,7 +3,7 @@
     fp32   as trained; small models
     bf16   half the memory; the default from a billion numbers on
     int8   a quarter; on CPUs without bf16 units also the quickest
-    int4   an eighth; answers differ visibly, see docs/fullsize.md
+    int4   an eighth; never chosen by itself: masks differ visibly, see docs/fullsize.md
 
 Only the language model's layers are kept in 8 or 4 bits; the mask path is always fp32. Weights
 come from safetensors tensor by tensor, mapped into memory, straight to their device and
@@ -94,9 +94,7 @@ def plan_placement(
     sizes = _sizes(config)
     count = sum(sizes.values())
     main = find_device(device)
-    candidates = (
-        [precision] if precision else ["bf16", "int8", "int4"] if count >= LARGE else ["fp32"]
-    )
+    candidates = [precision] if precision else ["bf16", "int8"] if count >= LARGE else ["fp32"]
     if main.type == "cpu" and precision is None:
         candidates = candidates[:1]
     spread = device is None and main.type == "cuda" and torch.cuda.device_count() > 1
