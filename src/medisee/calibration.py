@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from medisee.errors import DataError, ModelError
 
-__all__ = ["Calibration", "fit_isotonic", "fit_logistic", "refusal_threshold"]
+__all__ = ["Calibration", "fit_logistic", "refusal_threshold"]
 
 FORMAT = "medisee.calibration/1"
 _MINIMUM = 20
@@ -91,35 +91,6 @@ class Calibration:
             raise ModelError(f"{name}: is not a calibration; fit it again")
 
 
-def fit_isotonic(raw: ArrayLike, correct: ArrayLike) -> Calibration:
-    """The best non-decreasing map: pool adjacent violators (Barlow et al. 1972).
-
-    raw: (N,) scores; correct: (N,) bools, IoU > 0.5. DataError below 20 of them.
-    """
-    raw, correct = _checked(raw, correct)
-    knots, first = np.unique(raw, return_inverse=True)
-    weights = np.bincount(first).astype(float)
-    means = np.bincount(first, correct) / weights
-    blocks: list[tuple[float, float, int]] = []  # mean, weight, number of knots
-    for mean, weight in zip(means, weights, strict=True):
-        block = (float(mean), float(weight), 1)
-        while blocks and blocks[-1][0] >= block[0]:
-            block = _pooled(blocks.pop(), block)
-        blocks.append(block)
-    x, y, start = [], [], 0
-    for mean, _, size in blocks:  # the ends of a block are enough to draw it
-        for place in dict.fromkeys((start, start + size - 1)):
-            x.append(float(knots[place]))
-            y.append(mean)
-        start += size
-    return Calibration("isotonic", tuple(x), tuple(y))
-
-
-def _pooled(a: tuple[float, float, int], b: tuple[float, float, int]) -> tuple[float, float, int]:
-    weight = a[1] + b[1]
-    return (a[0] * a[1] + b[0] * b[1]) / weight, weight, a[2] + b[2]
-
-
 def fit_logistic(raw: ArrayLike, correct: ArrayLike, iterations: int = 50) -> Calibration:
     """Platt's two-parameter map with his smoothed targets (Platt 1999), by Newton's method.
 
@@ -140,22 +111,16 @@ def fit_logistic(raw: ArrayLike, correct: ArrayLike, iterations: int = 50) -> Ca
     return Calibration("logistic", (), (slope, float(weights[1] - slope * raw.mean())))
 
 
-def refusal_threshold(present: ArrayLike, absent: ArrayLike, keep_present: float = 0.92) -> float:
-    """The "not here" score above which to refuse.
+def refusal_threshold(present: ArrayLike, keep_present: float = 0.9) -> float:
+    """The "not here" score above which to refuse: the lowest that answers enough.
 
-    present, absent: scores of questions with and without target. The threshold has the highest
-    mean of "present answered" and "absent refused" among those that still answer `keep_present`
-    of the present ones; it lies midway between two scores. DataError when a list is empty.
+    present: scores of questions whose target is there, of which at least the share `keep_present`
+    is answered. DataError when there are none.
     """
-    present, absent = np.asarray(present, dtype=float), np.asarray(absent, dtype=float)
-    if present.size == 0 or absent.size == 0:
-        raise DataError("a refusal threshold needs questions with and without target")
-    scores = np.unique(np.concatenate([present, absent]))
-    cuts = np.append((scores[1:] + scores[:-1]) / 2, scores[-1])
-    answered = (present[None] <= cuts[:, None]).mean(axis=1)
-    refused = (absent[None] > cuts[:, None]).mean(axis=1)
-    allowed = answered >= keep_present  # the last cut answers everything
-    return float(cuts[allowed][np.argmax((answered + refused)[allowed])])
+    present = np.asarray(present, dtype=float)
+    if present.size == 0:
+        raise DataError("a refusal threshold needs questions whose target is there")
+    return float(np.quantile(present, keep_present, method="inverted_cdf"))
 
 
 def _checked(raw: ArrayLike, correct: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -15,7 +15,7 @@ import torch
 from rich.console import Console
 from rich.progress import track
 
-from ..calibration import Calibration, fit_isotonic, refusal_threshold
+from ..calibration import Calibration, fit_logistic, refusal_threshold
 from ..categories import Categories
 from ..data.sa_med2d import Index
 from ..entities import load_entities
@@ -80,20 +80,21 @@ def calibrate(
             grouped[record.image].append(record)
     scores: list[float] = []
     correct: list[bool] = []
-    absence: dict[bool, list[float]] = {True: [], False: []}
+    present: list[float] = []
     for image, asked in track(grouped.items(), "calibrating", console=Console(stderr=True)):
         given = processor.segmenter_input(index.load_image(image))
         cached = cache.load(index.root / image, 0).astype(np.float32)
         encoded = runtime.encode(given, embedding=torch.from_numpy(cached)[None])
         ids = [processor.question_ids(record.question) for record in asked]
         for record, raw in zip(asked, runtime.perceive(encoded, ids, accept=0.0), strict=True):
-            absence[record.kind == "absent"].append(1 - float(raw.decision[0]))
+            if record.kind != "absent":
+                present.append(1 - float(raw.decision[0]))
             if record.kind in ("implicit", "referring"):
                 mask, score = raw_scores(raw, given)[0]
                 scores.append(score)
                 correct.append(_iou(mask, index.load_union(record.targets[0].masks)) > 0.5)
-    fitted = fit_isotonic(scores, correct)
-    return replace(fitted, refuse_above=refusal_threshold(absence[False], absence[True]))
+    fitted = fit_logistic(scores, correct)
+    return replace(fitted, refuse_above=refusal_threshold(present))
 
 
 def familiar(index: Index, cache: FeatureCache) -> Familiarity:
