@@ -110,8 +110,10 @@ def _group(app: typer.Typer, groups: dict[str, typer.Typer], name: str) -> typer
     """The group of commands that begin with `name`; made with its first one."""
     if name not in groups:
         # One that is a command itself, too, does something without another word.
-        groups[name] = typer.Typer(no_args_is_help=name in GROUPS, rich_markup_mode="markdown")
-        app.add_typer(groups[name], name=name, help=GROUPS.get(name))
+        groups[name] = typer.Typer(
+            help=GROUPS.get(name), no_args_is_help=name in GROUPS, rich_markup_mode="markdown"
+        )
+        app.add_typer(groups[name], name=name)
     return groups[name]
 
 
