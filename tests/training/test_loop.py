@@ -45,6 +45,32 @@ def test_schedule_warms_up_and_falls_to_a_twentieth():
     assert rates[100] == pytest.approx(0.05)
 
 
+def test_the_papers_schedule_falls_to_nothing():
+    linear = STAGE.model_copy(update={"decay": "linear"})
+    assert [schedule(step, linear) for step in (4, 10, 55, 100)] == pytest.approx([0.5, 1, 0.5, 0])
+
+
+def test_accumulated_batches_are_one_batch_of_their_mean():
+    class Pull:
+        def __init__(self, model):
+            self.model = model
+
+        def losses(self, step, progress):
+            last = self.model.box_decoder.mlp.layers[2].bias
+            return {"l1": ((last - step) ** 2).sum()}
+
+    model = tiny_model()
+    stage = STAGE.model_copy(update={"accumulate": 3, "clip": 1e9})
+    optimizer = torch.optim.SGD(trainable(model, stage))
+    start = model.box_decoder.mlp.layers[2].bias.detach().clone()
+    losses = train_step(model, Pull(model), optimizer, RECIPE, stage, 2)  # batches 6, 7 and 8
+    assert losses["l1"] == pytest.approx(
+        float(sum(((start - k) ** 2).sum() for k in (6, 7, 8))) / 3
+    )
+    expected = start - 1e-3 * schedule(2, stage) * 2 * (start - 7)
+    torch.testing.assert_close(model.box_decoder.mlp.layers[2].bias.detach(), expected)
+
+
 def test_parameters_train_at_the_rate_of_their_longest_prefix():
     model = tiny_model()
     groups = trainable(model, STAGE)

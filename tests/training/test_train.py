@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -121,6 +122,39 @@ def test_all_stages_make_a_model_that_answers(recipe, data, tmp_path):
     answer = session.ask("Segment the liver.")
     assert answer.findings or answer.refusal
     assert all(finding.mask.shape == (48, 64) for finding in answer.findings)
+
+
+def test_adapters_are_trained_through_the_loop_and_merged(recipe, start):
+    from medisee.model import MediSeeModel
+
+    plan = recipe(["joint"], lora={"rank": 2})
+    plan.stages[0].rates = {".lora_": 1e-2, **HEADS}
+    folder = training.train(plan)
+    saved = trained(Path(plan.out), "joint")
+    assert any("lora_B" in name and value.abs().max() > 0 for name, value in saved.items())
+    assert all(".lora_" in name or name.startswith(tuple(HEADS)) for name in saved)
+    assert MediSeeModel.from_pretrained(folder).state_dict().keys() == (
+        MediSeeModel.from_pretrained(start).state_dict().keys()
+    )
+
+
+def test_a_plan_tells_what_is_trained_and_trains_nothing(recipe, start, tmp_path):
+    from medisee.model import MediSeeModel
+    from medisee.training.planning import plan_stages
+
+    plan = recipe(["localise", "align", "joint"], lora={"rank": 2})
+    plan.stages[2].rates = {".lora_": 1e-3}
+    localise, align, joint = plan_stages(plan)
+    parts = dict(MediSeeModel.from_pretrained(start).named_parameters())
+    whole = sum(value.numel() for value in parts.values())
+    heads = sum(value.numel() for name, value in parts.items() if name.startswith(tuple(HEADS)))
+    adapters = 2 * 2 * ((32 + 32) + (32 + 16))  # layers, rank, q_proj and v_proj
+    assert localise.trained == heads
+    assert joint.trained == adapters
+    totals = {stage.trained + stage.frozen for stage in (localise, align, joint)}
+    assert totals == {whole + adapters}
+    assert localise.memory == 4 * (whole + adapters) + 12 * heads
+    assert not (tmp_path / "run").exists()
 
 
 def test_each_stage_trains_what_its_rates_name(recipe, start, tmp_path):

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from medisee.commands.screen import print_text
+from medisee.commands.screen import human_bytes, output, plain_table, print_text, spinner
 from medisee.errors import InputError
 from medisee.extras import needs_extra
+
+if TYPE_CHECKING:
+    from medisee.training import Recipe
 
 __all__ = ["train"]
 
@@ -25,6 +28,9 @@ def train(
         str | None,
         typer.Option(metavar="MODEL", help="Start from this model instead of the recipe's."),
     ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Tell what each stage trains, and train nothing.")
+    ] = False,
 ) -> None:
     """Train a model as a recipe says.
 
@@ -39,9 +45,31 @@ def train(
     plan = read_recipe(recipe)
     if init is not None:
         plan = plan.model_copy(update={"init": init})
+    if dry_run:
+        _show(plan)
+        return
     _check_fresh(Path(plan.out), resume)
     folder = run(plan)
     print_text(f"The trained model is in {folder}: medisee ask IMAGE QUESTION --model {folder}")
+
+
+def _show(plan: Recipe) -> None:
+    from medisee.training.planning import plan_stages
+
+    with spinner("Reading the model ..."):
+        rows = [
+            [
+                stage.name,
+                stage.task,
+                f"{stage.steps:,}",
+                f"{stage.trained:,}",
+                f"{stage.frozen:,}",
+                human_bytes(stage.memory),
+            ]
+            for stage in plan_stages(plan)
+        ]
+    head = ["stage", "task", "steps", "trained", "frozen", "memory, at least"]
+    output().print(plain_table(head, rows, right={2, 3, 4, 5}))
 
 
 def _check_fresh(out: Path, resume: bool) -> None:

@@ -16,6 +16,7 @@ from ..hub import cache_folder, find_model
 from ..model.inference import load_weights
 from ..processing import MediSeeProcessor
 from ..structures import QARecord
+from .adapters import add_lora, merge
 from .align import run_align
 from .context import Context, fixed_categories
 from .encoding import encode_images
@@ -48,6 +49,7 @@ def train(recipe: Recipe | str | Path) -> Path:
     for stage in recipe.stages:
         run = run_align if stage.task == "align" else run_stage
         run(context, recipe, stage, out / stage.name)
+    merge(context.model)
     final = out / "model"
     finish(
         context.model,
@@ -67,6 +69,8 @@ def prepare(recipe: Recipe) -> Context:
     start = find_model(recipe.init)
     processor = MediSeeProcessor.from_pretrained(start)
     model = load_weights(start)
+    if recipe.lora is not None:
+        add_lora(model, recipe.lora)
     entities = load_entities()
     labels = sorted({label for r in index.records("train") for label in r.labels} & set(entities))
     if not labels:

@@ -18,6 +18,7 @@ from torch import Tensor
 from ..errors import DataError
 from ..model import MediSeeModel
 from ..model.losses import weighted_sum
+from .adapters import MARK
 from .context import Context, Task
 from .recipe import Recipe, Stage
 from .tasks import TASKS
@@ -75,25 +76,29 @@ def train_step(
     factor = schedule(step, stage)
     for group in optimizer.param_groups:
         group["lr"] = group["base_lr"] * factor
-    with torch.autocast("cpu", torch.bfloat16, enabled=recipe.precision == "bf16"):
-        losses = task.losses(step, step / stage.steps)
-    if unweighted := losses.keys() - stage.weights.keys():
-        raise DataError(f"stage {stage.name}: weights lack {', '.join(sorted(unweighted))}")
-    total = weighted_sum(losses, stage.weights)
     optimizer.zero_grad(set_to_none=True)
-    total.backward()
+    sums: dict[str, Tensor] = {}
+    for part in range(stage.accumulate):
+        number = step * stage.accumulate + part
+        with torch.autocast("cpu", torch.bfloat16, enabled=recipe.precision == "bf16"):
+            losses = task.losses(number, step / stage.steps)
+        if unweighted := losses.keys() - stage.weights.keys():
+            raise DataError(f"stage {stage.name}: weights lack {', '.join(sorted(unweighted))}")
+        losses = losses | {"total": weighted_sum(losses, stage.weights)}
+        (losses["total"] / stage.accumulate).backward()
+        for name, value in losses.items():
+            sums[name] = sums.get(name, torch.zeros(())) + value.detach() / stage.accumulate
     norm = torch.nn.utils.clip_grad_norm_(
         [p for group in optimizer.param_groups for p in group["params"]], stage.clip
     )
     # Checked before the step: a checkpoint never holds weights that are not finite.
-    if not torch.isfinite(total + norm):
+    if not torch.isfinite(sums["total"] + norm):
         raise DataError(
             f"stage {stage.name}: the loss is not finite at step {step}; lower the learning rate "
             "and resume from the last checkpoint"
         )
     optimizer.step()
-    losses = {**losses, "total": total}
-    return {name: float(value.detach()) for name, value in losses.items()}
+    return {name: float(value) for name, value in sums.items()}
 
 
 def trainable(model: MediSeeModel, stage: Stage) -> list[dict[str, Any]]:
@@ -102,7 +107,7 @@ def trainable(model: MediSeeModel, stage: Stage) -> list[dict[str, Any]]:
         raise DataError(f"stage {stage.name}: rates name nothing to train")
     groups: dict[str, list[Tensor]] = {prefix: [] for prefix in stage.rates}
     for name, parameter in model.named_parameters():
-        fitting = [p for p in stage.rates if name.startswith(p)]
+        fitting = [p for p in stage.rates if _covers(p, name)]
         parameter.requires_grad_(bool(fitting))
         if fitting:
             groups[max(fitting, key=len)].append(parameter)
@@ -115,11 +120,20 @@ def trainable(model: MediSeeModel, stage: Stage) -> list[dict[str, Any]]:
     ]
 
 
+def _covers(prefix: str, name: str) -> bool:
+    """Adapters are trained by their own rate, never by that of the part which they lie in."""
+    if MARK in name or prefix == MARK:
+        return prefix == MARK and MARK in name
+    return name.startswith(prefix)
+
+
 def schedule(step: int, stage: Stage) -> float:
-    """Linear warm-up, then a cosine down to a twentieth."""
+    """Linear warm-up, then a cosine down to a twentieth, or a linear fall to nothing."""
     if step < stage.warmup:
         return (step + 1) / stage.warmup
     progress = (step - stage.warmup) / max(stage.steps - stage.warmup, 1)
+    if stage.decay == "linear":
+        return 1 - progress
     return 0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * progress))
 
 

@@ -16,6 +16,15 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
+class Lora(_Strict):
+    """Adapters of the language model; the defaults are the paper's."""
+
+    rank: int = Field(8, gt=0)
+    alpha: float = Field(16, gt=0)
+    dropout: float = Field(0.05, ge=0, lt=1)
+    projections: tuple[str, ...] = ("q_proj", "v_proj")
+
+
 class Stage(_Strict):
     """One stage of a run.
 
@@ -27,9 +36,12 @@ class Stage(_Strict):
             `adapt` are a fine-tuning's (see `finetune`).
         steps, batch: optimiser steps, and targets (heads) or images (language, joint) a step.
         questions: questions per image in a step (language, joint).
-        rates: learning rate of each parameter-name prefix; whatever is not named is frozen.
+        accumulate: batches whose gradients are averaged for one optimiser step.
+        rates: learning rate of each parameter-name prefix, and of `.lora_` for all adapters;
+            whatever is not named is frozen.
         weights: weight of each loss term.
-        warmup: steps of linear warm-up; a cosine decay to a twentieth follows.
+        warmup: steps of linear warm-up.
+        decay: what follows, a `cosine` down to a twentieth or a `linear` fall to nothing.
         augment: probability that an example is cropped, shifted and scaled.
         explain: share of answers whose explanation is supervised too.
         true_boxes: (start, end) share of true, jittered boxes that prompt the mask decoder.
@@ -41,9 +53,11 @@ class Stage(_Strict):
     steps: int = Field(gt=0)
     batch: int = Field(gt=0)
     questions: int = Field(8, gt=0)
+    accumulate: int = Field(1, gt=0)
     rates: dict[str, float] = Field(default_factory=dict)
     weights: dict[str, float] = Field(default_factory=dict)
     warmup: int = 100
+    decay: Literal["cosine", "linear"] = "cosine"
     augment: float = 0.0
     explain: float = 1.0
     true_boxes: tuple[float, float] = (1.0, 0.2)
@@ -67,6 +81,7 @@ class Recipe(_Strict):
         threads: CPU threads.
         precision: `bf16` computes matrix products in bfloat16; weights stay fp32.
         checkpoint_every: steps between two checkpoints.
+        lora: adapters beside the language model's frozen projections; none by default.
     """
 
     data: str
@@ -81,6 +96,7 @@ class Recipe(_Strict):
     threads: int = Field(2, gt=0)
     precision: Literal["fp32", "bf16"] = "bf16"
     checkpoint_every: int = 250
+    lora: Lora | None = None
     stages: list[Stage]
 
 
