@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 from pydantic import BaseModel
@@ -44,6 +44,19 @@ def test_an_earlier_run_is_only_touched_with_resume(run, runs, tmp_path, begun, 
     assert done.code == code
     assert word in done.err
     assert len(runs) == (code == 0)
+
+
+def test_a_dry_run_tells_the_stages_and_trains_nothing(run, runs, monkeypatch):
+    planning = ModuleType("medisee.training.planning")
+    stage = SimpleNamespace(
+        name="heads", task="localise", steps=1200, trained=34567, frozen=89, memory=2_000_000
+    )
+    planning.plan_stages = lambda plan: [stage]
+    monkeypatch.setitem(sys.modules, "medisee.training.planning", planning)
+    done = run("train", "tiny.yaml", "--dry-run")
+    assert done.code == 0
+    assert all(part in done.out for part in ("heads", "1,200", "34,567", "89", "2.0 MB"))
+    assert not runs
 
 
 def test_without_the_packages_the_extra_is_named(run, monkeypatch):
