@@ -189,11 +189,12 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
     return 2 * side**3 / seconds(lambda: a @ a, 5, device)
 
 
-def language_bytes(bench: Bench) -> tuple[int, int]:
-    """Bytes that one decoded token reads of the language model, and its numbers."""
-    decoder, head = bench.model.mllm.get_decoder(), bench.model.mllm.get_output_embeddings()
+def language_bytes(bench: Bench, head: bool = True) -> tuple[int, int]:
+    """Bytes that one decoded token reads of the language model's matrices, and their numbers."""
+    mllm = bench.model.mllm
     stored = numbers = 0
-    for module in [*decoder.layers.modules(), head]:
+    last = [mllm.get_output_embeddings()] if head else []
+    for module in [*mllm.get_decoder().layers.modules(), *last]:
         if isinstance(module, CompactLinear):
             stored += module.stored.numel() * module.stored.element_size()
             numbers += module.in_features * module.out_features
@@ -214,11 +215,11 @@ def measure(bench: Bench, rounds: int, questions: int, tokens: int) -> dict[str,
     spoken = seconds(lambda: bench.explain(perceived, tokens), rounds, device)
     theirs = seconds(lambda: bench.theirs(tokens), rounds, device)
     peak = peak_bytes(device)
-    stored, numbers = language_bytes(bench)
+    stored, _ = language_bytes(bench)
     ceiling = read_bandwidth(device) / stored
-    # A prefix passes every layer but not the head; the head is a few per cent of the numbers.
+    _, layers = language_bytes(bench, head=False)  # a prefix gives no logits
     prefix = seconds(lambda: _prefix(bench, image), rounds, device)
-    flops = 2 * numbers * image.prefix.length / prefix
+    flops = 2 * layers * image.prefix.length / prefix
     figures = {
         "fresh_image_to_mask": encode + one,
         "encode": encode,

@@ -65,7 +65,7 @@ def random_config(like: str, scale: float = 1.0) -> MediSeeConfig:
     )
     return MediSeeConfig(
         mllm=_llava(text, shape["tower"], root),
-        segmenter=_sam(*shape["sam"], root),
+        segmenter=_sam(shape["sam"], root),
         candidate_token_ids=[1, 2],  # until the tokenizer is known
         router_hidden=max(width // 4, 8),
     )
@@ -87,7 +87,8 @@ def _llava(text: Any, side: int, root: float) -> LlavaConfig:
     )  # fmt: skip
 
 
-def _sam(width: int, depth: int, heads: int, root: float) -> SegmenterConfig:
+def _sam(size: tuple[int, int, int], root: float) -> SegmenterConfig:
+    width, depth, heads = size
     head, layers = width // heads, max(round(depth * root), 4)
     heads = max(round(heads * root), 1)
     vision = {

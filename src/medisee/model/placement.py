@@ -99,12 +99,14 @@ def plan_placement(
         candidates = candidates[:1]
     spread = device is None and main.type == "cuda" and torch.cuda.device_count() > 1
     plans = [_plan(config, sizes, main, each) for each in candidates]
+    free = free_memory(main)
     for plan in plans:
-        if (free := free_memory(main)) is None or plan.weights + plan.working <= free:
+        if free is None or plan.weights + plan.working <= free:
             return plan
         if spread and (several := _several(config, plan)) is not None:
             return several
     least = plans[-1]
+    assert free is not None  # without it, the first plan was taken
     raise ModelError(
         f"not enough memory: {least.describe()}, but {free / _GB:.1f} GB are free; close other "
         f"programs, or choose a lower precision ({', '.join(PRECISIONS)}) or another device"

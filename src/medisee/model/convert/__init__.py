@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -134,11 +135,11 @@ def convert(
     paths = all_files(sources)
     files: dict[Path, WeightFile] = {path: open_file(path) for path in paths}
     plan = make_plan(files)
-    folders = [source if source.is_dir() else source.parent for source in sources]
-    beside = Beside.read(dict.fromkeys(folders))
+    folders = list(dict.fromkeys(s if s.is_dir() else s.parent for s in sources))
+    beside = Beside.read(folders)
     if medsam is None:
         medsam = any("medsam" in path.name.lower() for path in paths)
-    layout = lay_out(plan, beside, [tokenizer] if tokenizer else list(folders), medsam)
+    layout = lay_out(plan, beside, [tokenizer] if tokenizer else folders, medsam)
     with new_folder(target, overwrite) as folder:
         _write(layout, beside, files, folder, DTYPES[dtype] if dtype else None, progress)
         _write_manifest(plan, layout, paths, folder, progress)
@@ -275,7 +276,7 @@ def _ids(
         return ids
     last = {name: rows - len(added) + place for place, name in enumerate(added)}
     stated = {SEG_TOKEN: beside.tokens.get("seg"), BOX_TOKEN: beside.tokens.get("bbox")}
-    return [int(last[name] if stated[name] is None else stated[name]) for name in candidates]
+    return [int(stated[name] or last[name]) for name in candidates]
 
 
 def _askable(
@@ -348,7 +349,7 @@ def _new_heads(config: MediSeeConfig) -> dict[str, Piece]:
             }
         )
     state = heads.state_dict()
-    return {n: Piece(tuple(v.shape), make=lambda value=v: value) for n, v in state.items()}
+    return {n: Piece(tuple(v.shape), make=partial(v.clone)) for n, v in state.items()}
 
 
 # ---- files ---------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -75,21 +75,8 @@ def _index_of(path: Path) -> dict[str, str]:
         raise ModelError(f"{path} is no index of weight files") from error
 
 
-class WeightFile(Protocol):
+class WeightFile:
     """One file: what it holds is known, its numbers are mapped into memory while they are read."""
-
-    shapes: Mapping[str, tuple[int, ...]]
-    dtypes: Mapping[str, torch.dtype]
-
-    def tensor(self, name: str) -> Tensor:
-        """The tensor called `name`, on the CPU."""
-
-    def close(self) -> None:
-        """Lets go of the memory; `tensor` maps the file again."""
-
-
-class _File:
-    """What both kinds share."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -100,11 +87,11 @@ class _File:
         self.close()
 
     def tensor(self, name: str) -> Tensor:
-        """See `WeightFile`."""
+        """The tensor called `name`, on the CPU."""
         return self._mapped()[name]
 
     def close(self) -> None:
-        """See `WeightFile`."""
+        """Lets go of the memory; `tensor` maps the file again."""
         self._tensors = None
 
     def _mapped(self) -> dict[str, Tensor]:
@@ -116,14 +103,14 @@ class _File:
         raise NotImplementedError
 
 
-class SafeFile(_File):
+class SafeFile(WeightFile):
     """A safetensors file."""
 
     def _read(self) -> dict[str, Tensor]:
         return load_file(self._path)
 
 
-class PickleFile(_File):
+class PickleFile(WeightFile):
     """A torch file; weights only. Zip files (torch 1.6 on) are mapped, older ones are read."""
 
     def _read(self) -> dict[str, Tensor]:
