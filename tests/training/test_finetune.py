@@ -16,11 +16,11 @@ from medisee.categories import Categories
 from medisee.entities import load_entities
 from medisee.errors import DataError, ModelError
 from medisee.familiarity import Familiarity
-from medisee.model import MediSeeModel, MediSeeOutput
+from medisee.model import MediSeeModel
 from medisee.phrases import Phrasebook
 from medisee.processing import MediSeeProcessor
 from medisee.training import finetune as tuning
-from medisee.training.adapt import kept_losses
+from medisee.training.adapt import Said, kept_losses
 from medisee.training.context import fixed_categories
 from medisee.training.finetune import Settings, finetune
 from medisee.training.names import run_names
@@ -117,7 +117,7 @@ def test_kept_losses_are_nothing_where_nothing_moved():
     states = random.normal(size=(2, 3, 2, 4)).astype(np.float32)
 
     def output(logits, emitted):
-        return MediSeeOutput(logits=torch.from_numpy(logits), states=torch.from_numpy(emitted))
+        return Said(torch.from_numpy(logits), torch.from_numpy(emitted))
 
     same = kept_losses(output(now, states[0]), output(now, states[0]))
     assert float(same["kept_words"]) == pytest.approx(0, abs=1e-6)

@@ -20,7 +20,7 @@ from torch import Tensor
 from ..data.sa_med2d import ImageRecord
 from ..engine import referring_question
 from ..entities import Entity, load_entities
-from ..model import MediSeeOutput
+from ..model import MediSeeModel
 from .context import Context, Losses
 from .language import Language, category_scores, text_batch
 from .recipe import Stage
@@ -30,11 +30,24 @@ MEASURED = 6
 
 
 @dataclass(frozen=True)
+class Said:
+    """What a model says to Q questions: logits (A, V) of the supervised words, states (Q, n, d)."""
+
+    logits: Tensor
+    states: Tensor
+
+    @classmethod
+    def by(cls, model: MediSeeModel, arguments: dict[str, Tensor]) -> Said:
+        output = model(**arguments, locate=False)
+        return cls(output.logits, output.states)
+
+
+@dataclass(frozen=True)
 class _Asked:
     """Old questions about stand-ins for old images, and what the untouched model says to them."""
 
     arguments: dict[str, Tensor]
-    before: MediSeeOutput
+    before: Said
 
 
 class Adapt(Language):
@@ -51,7 +64,7 @@ class Adapt(Language):
 
     def losses(self, step: int, progress: float) -> Losses:
         asked = self._ask(np.random.default_rng([self.context.seed, step, 13]))
-        now = self.context.model(**asked.arguments, locate=False)
+        now = Said.by(self.context.model, asked.arguments)
         return super().losses(step, progress) | kept_losses(now, asked.before)
 
     def validate(self) -> dict[str, float]:
@@ -81,23 +94,23 @@ class Adapt(Language):
             "segmenter_embedding": features,
         }
         with torch.no_grad():
-            return _Asked(arguments, self.untouched(**arguments, locate=False))
+            return _Asked(arguments, Said.by(self.untouched, arguments))
 
     @torch.inference_mode()
     def _kept(self, asked: _Asked) -> float:
         """Share of questions with the same category and the same first word as before."""
-        now, states = self.context.model(**asked.arguments, locate=False), self.context.states
+        now, states = Said.by(self.context.model, asked.arguments), self.context.states
         same = [
-            (category_scores(output.states, states).argmax(dim=1), self._openings(output))
-            for output in (now, asked.before)
+            (category_scores(said.states, states).argmax(dim=1), self._openings(said))
+            for said in (now, asked.before)
         ]
         (name, first), (name_before, first_before) = same
         return float(((name == name_before) & (first == first_before)).float().mean())
 
-    def _openings(self, output: MediSeeOutput) -> Tensor:
+    def _openings(self, said: Said) -> Tensor:
         """(Q,) the first word of each answer, "here" or a refusal's."""
         processor = self.context.processor
-        firsts = output.logits[:: len(processor.group) + 1]
+        firsts = said.logits[:: len(processor.group) + 1]
         return firsts[:, processor.openings].argmax(dim=1)
 
 
@@ -108,8 +121,8 @@ def _question(image: ImageRecord, entity: Entity, rng: plain_random.Random) -> s
     return rng.choice(choices[:1] if rng.random() < 0.3 else choices)
 
 
-def kept_losses(now: MediSeeOutput, before: MediSeeOutput) -> Losses:
-    """How far outputs on the same questions have moved: `kept_words` and `kept_states`.
+def kept_losses(now: Said, before: Said) -> Losses:
+    """How far what is said to the same questions has moved: `kept_words` and `kept_states`.
 
     `kept_words` is the Kullback-Leibler divergence of the next words, mean over the supervised
     places; `kept_states` the mean squared difference of the candidate states.

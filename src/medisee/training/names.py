@@ -23,7 +23,7 @@ from .recipe import Recipe, Stage
 from .targets import paired_iou
 from .tasks import Localise, Masks
 
-SHOWN = 12
+SHOWN = 6
 """Targets of a category that tell which known one is nearest to it."""
 MASKS_SHARE = 4
 """One in so many targets of a step goes through the mask decoder, too: that costs more."""
