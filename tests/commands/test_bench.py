@@ -23,6 +23,10 @@ def test_every_system_of_the_paper_keeps_its_row(run):
     assert {row["name"] for row in rows} >= PAPER
     assert all(row["needs"] and row["licence"] and row["readiness"] for row in rows)
     assert len({row["key"] for row in rows}) == len(rows)
+    known = {row["name"]: row["readiness"] for row in rows}
+    assert known["MedSAM (true box)"] == "keys" and known["IMIS-Net"] == "parity"
+    assert known["BiomedParse"] == known["GPT-4o + IMIS-Net"] == "adapter"
+    assert "verified" not in known.values()  # no official weights were at hand
     assert "grounding-dino+medsam" in run("bench", "systems").out
 
 

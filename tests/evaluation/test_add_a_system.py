@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -17,6 +18,9 @@ def test_the_example_runs(run, data, tmp_path):
     assert done.code == 0, done.err
     done = run("bench", "score", "bench/brightest", "--data", data)
     assert "brightest part" in done.out
+    report = json.loads((tmp_path / "bench/brightest/report.json").read_text())
+    assert report["about"]["readiness"] == "untested"
+    assert report["about"]["settings"] == {"share": "0.2"}
     assert run("bench", "run", *asked, "--set", "shade=1").code == 2
     assert (
         "has no function make"

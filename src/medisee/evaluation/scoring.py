@@ -33,7 +33,7 @@ __all__ = ["score"]
 SHOWN = 8
 """So many faults of a predictions file are told one by one."""
 
-_AT_ONCE = 2048
+_AT_ONCE = 128  # answers: what numpy works on then fits into the processor's cache
 _BLOCK = 32  # of boxes compared all with all, for the sake of the diagonal
 _LONGEST = 7  # groups of a run: more than any image has pixels
 

@@ -99,7 +99,7 @@ def find_system(name: str) -> System:
     """
     path = name.rpartition(":")[0]
     if path.endswith(".py"):
-        return _OwnFile(name, Path(path).stem, Readiness.KEYS, "", "not stated", name)
+        return _OwnFile(name, Path(path).stem, Readiness.UNTESTED, "", "not stated", name)
     for system in SYSTEMS:
         if system.key == name:
             return system
@@ -190,7 +190,7 @@ _ROWS: tuple[Row, ...] = (
     ("medisee", "MediSee", Readiness.PARITY, _FOLDER, _MEDISEE, "medisee_family:build", {}),
     ("medisee-ft", "MediSee (ft)", Readiness.PARITY,
      _FOLDER, _MEDISEE, "medisee_family:build", {}),
-    ("medsam-true-box", "MedSAM (true box)", Readiness.UNTESTED,
+    ("medsam-true-box", "MedSAM (true box)", Readiness.KEYS,
      _MEDSAM, _APACHE, "plain:true_box", {"kind": "medsam"}),
     ("imis-net-true-box", "IMIS-Net (true box)", Readiness.PARITY,
      _IMIS, _NONE, "imis_net:true_box", {}),
