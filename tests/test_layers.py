@@ -69,6 +69,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "evaluation.systems": above("hub predictor processing model model.convert data evaluation"),
     "volume": BASE | {"io", "questions"},
     "serve": FRONT,
+    "mcp_server": FRONT,
     "commands": FRONT
     | {
         "parallel",
@@ -79,6 +80,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "data.exporters",
         "evaluation.systems",
         "serve",
+        "mcp_server",
     },
     "cli": BASE | {"commands"},
 }

@@ -28,6 +28,7 @@ COMMANDS = {
     "batch": "medisee.commands.batch:batch",
     "chat": "medisee.commands.chat:chat",
     "serve": "medisee.commands.serve:serve",
+    "mcp": "medisee.commands.mcp:mcp",
     "examples": "medisee.commands.examples:examples",
     "targets": "medisee.commands.targets:targets",
     "models": "medisee.commands.models:models",

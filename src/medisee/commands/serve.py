@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from medisee.commands.options import DeviceOption, ModelOption, RuntimeOption
 from medisee.commands.screen import print_error, print_text, spinner
+from medisee.errors import InputError
 from medisee.extras import needs_extra
 
 __all__ = ["serve"]
@@ -32,6 +34,10 @@ def serve(
     max_upload: Annotated[int, typer.Option(min=1, help="Largest request in MiB.")] = 64,
     sessions: Annotated[int, typer.Option(min=1, help="Images kept open at a time.")] = 64,
     keep: Annotated[int, typer.Option(min=1, help="Minutes that an unused image is kept.")] = 30,
+    monai_label: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Serve MONAI Label's plugins too, with images from DIR."),
+    ] = None,
     ray: Annotated[
         int, typer.Option(min=0, metavar="N", help="N replicas on Ray Serve; see docs/http.md.")
     ] = 0,
@@ -55,6 +61,8 @@ def serve(
         session_seconds=keep * 60,
     )
     hosts = (*LOOPBACK_NAMES, host) if is_loopback(host) else None
+    if ray and monai_label:
+        raise InputError("--monai-label works without --ray: replicas share no sessions")
     if ray:
         with needs_extra("replicas", "ray"):
             from medisee.serve.ray import deploy
@@ -68,6 +76,7 @@ def serve(
         token=token,
         hosts=hosts,
         origins=tuple(allow_origin or ()),
+        datastore=monai_label,
     )
     print_text(f"MediSee {model}: http://{host}:{port}/  (stop with Ctrl-C)")
     print_error("A research tool, not a medical device.")

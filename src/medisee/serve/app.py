@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI
@@ -11,12 +12,14 @@ from starlette.middleware.cors import CORSMiddleware
 
 import medisee
 
-from . import ask_api, errors, info_api, openai_api, page, session_api
+from . import ask_api, errors, info_api, monai_label, openai_api, page, session_api
+from .datastore import Datastore
 from .guard import Guard
 from .limits import Limits
 from .openai_api import ChatRequest
 from .requests import AskRequest, OneShotRequest, SessionRequest
 from .service import Service
+from .volumes import Volumes
 
 __all__ = ["create_app"]
 
@@ -34,12 +37,14 @@ def create_app(
     token: str | None = None,
     hosts: Collection[str] | None = None,
     origins: Collection[str] = (),
+    datastore: Path | None = None,
 ) -> FastAPI:
     """The ASGI application around a loaded model; `model` follows the predictor's protocol.
 
     token: what clients must send as `Authorization: Bearer`; None for no protection.
     hosts: names under which the server may be called; None for all.
     origins: pages elsewhere that browsers let call this server (CORS); none by default.
+    datastore: folder for the plugins of MONAI Label; without one their interface is not there.
     """
     service = Service(model, limits or Limits())
 
@@ -47,6 +52,9 @@ def create_app(
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         service.start()
         yield
+        if datastore is not None:
+            app.state.volumes.stop()
+            app.state.datastore.clear()
         service.stop()
 
     app = FastAPI(
@@ -57,11 +65,16 @@ def create_app(
     errors.install(app)
     for api in (ask_api, session_api, openai_api, info_api):
         app.include_router(api.router)
+    if datastore is not None:
+        app.state.token, app.state.volumes = token, Volumes(service)
+        app.state.datastore = Datastore(datastore, service.limits)
+        app.include_router(monai_label.router)
     page.mount(app)
     app.add_middleware(Guard, service=service, token=token, hosts=hosts, origins=origins)
     if origins:
         app.add_middleware(
-            CORSMiddleware, allow_origins=list(origins), allow_methods=["GET", "POST", "DELETE"],
+            CORSMiddleware, allow_origins=list(origins),
+            allow_methods=["GET", "POST", "PUT", "DELETE"],
             allow_headers=["Authorization", "Content-Type"],
             expose_headers=["X-MediSee-Round", "Retry-After"],
         )  # fmt: skip

@@ -12,13 +12,14 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from . import monai_label
 from .errors import ServeError, fault, to_response
 from .service import Service
 
 __all__ = ["Guard"]
 
 _CHUNK = 256 << 10
-_PROTECTED = ("/v1/", "/metrics")
+_PROTECTED = ("/v1/", "/metrics", *monai_label.PROTECTED)
 """What a token protects; the page, /health and the documents hold nothing of anybody."""
 
 

@@ -24,6 +24,7 @@ class Limits:
     batch: questions that go through the model together; with 1 nothing is done together, and an
         image that several clients send is looked at for each of them. gather_seconds: how long
         the first question waits for others about the same image.
+    volumes: whole volumes that are asked or wait for it; volume_seconds: for all slices of one.
     request_seconds: from a question's arrival to its last word. patience_seconds: how long a
         client may keep silent in the middle of sending or receiving.
     """
@@ -40,5 +41,7 @@ class Limits:
     queue: int = 64
     batch: int = 16
     gather_seconds: float = 0.005
+    volumes: int = 4
+    volume_seconds: float = 1800.0
     request_seconds: float = 60.0
     patience_seconds: float = 10.0

@@ -117,17 +117,31 @@ class Inbox:
         image = getattr(body, "image", None)
         return body, None if image is None else decode_base64(image)
 
+    @asynccontextmanager
+    async def receive_form(self, request: Request, files: int) -> AsyncGenerator[FormData, None]:
+        """A multipart body of other shape than ours, with at most so many files; as `receive`."""
+        counted = _Counter()
+        try:
+            form = await self._form(request, counted, files)
+            yield form
+            await form.close()
+        finally:
+            self.bytes -= counted.bytes
+
+    async def _form(self, request: Request, counted: _Counter, files: int = 1) -> FormData:
+        parser = _InMemory(
+            request.headers, self._chunks(request, counted),
+            max_files=files, max_fields=64, max_part_size=64 << 10,
+        )  # fmt: skip
+        try:
+            return await parser.parse()
+        except (MultiPartException, KeyError, ValueError):
+            raise ServeError(400, "bad_multipart", "the multipart body cannot be read") from None
+
     async def _multipart(
         self, request: Request, kind: type[Body], counted: _Counter
     ) -> tuple[Body, bytes | None]:
-        parser = _InMemory(
-            request.headers, self._chunks(request, counted),
-            max_files=1, max_fields=64, max_part_size=64 << 10,
-        )  # fmt: skip
-        try:
-            form = await parser.parse()
-        except (MultiPartException, KeyError, ValueError):
-            raise ServeError(400, "bad_multipart", "the multipart body cannot be read") from None
+        form = await self._form(request, counted)
         data = await _file_of(form)
         fields = _fields(form.multi_items())
         await form.close()

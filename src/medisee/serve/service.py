@@ -47,7 +47,7 @@ class Service:
 
     def __init__(self, model: Any, limits: Limits) -> None:
         self.model, self.limits = model, limits
-        self.store = SessionStore(limits)
+        self.store = SessionStore[Held](limits)
         self.inbox = Inbox(limits)
         self.sharing = Sharing()
         self.worker = Worker(model, limits, lambda size: self.metrics.batches.observe(size))
@@ -107,6 +107,13 @@ class Service:
 
     def _read(self, source: bytes | str, choices: dict[str, Any]) -> MedicalImage:
         return read_image(source, limits=self.limits.image, **choices)
+
+    async def ask_image(
+        self, image: MedicalImage, questions: Sequence[str], explain: bool
+    ) -> list[Answer]:
+        """Answers about an image that was read before and is not kept; as `open` and `ask`."""
+        session = await self._in_time(self.worker.open(image))
+        return await self.ask(Held(session, self.limits), questions, explain, ()).answers()
 
     def ask(
         self,

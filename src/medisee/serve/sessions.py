@@ -7,14 +7,24 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields, is_dataclass, replace
-from typing import Any
+from typing import Any, Generic, Protocol, TypeVar
 
 from medisee.structures import Answer, Finding, MedicalImage, decode_rle, encode_rle
 
 from .errors import ServeError
 from .limits import Limits
 
-__all__ = ["Held", "SessionStore"]
+__all__ = ["Held", "Kept", "SessionStore"]
+
+
+class Kept(Protocol):
+    """What a store can keep."""
+
+    id: str
+    bytes: int
+
+
+Item = TypeVar("Item", bound=Kept)
 
 
 class Held:
@@ -61,12 +71,12 @@ class Held:
         return self._answers[key].unpack()
 
 
-class SessionStore:
+class SessionStore(Generic[Item]):
     """The sessions; those unused for longest make room for new ones."""
 
     def __init__(self, limits: Limits, clock: Callable[[], float] = time.monotonic) -> None:
         self.limits, self._clock = limits, clock
-        self._held: OrderedDict[str, tuple[Held, float]] = OrderedDict()
+        self._held: OrderedDict[str, tuple[Item, float]] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._held)
@@ -76,14 +86,14 @@ class SessionStore:
         """Memory of all sessions."""
         return sum(held.bytes for held, _ in self._held.values())
 
-    def add(self, held: Held) -> None:
+    def add(self, held: Item) -> None:
         """Keep a session; ServeError where it alone is larger than all may be."""
         if held.bytes > self.limits.session_bytes:
             raise ServeError(413, "too_large", "the image takes more memory than a session may")
         self._held[held.id] = (held, self._clock())
         self.trim()
 
-    def get(self, key: str) -> Held:
+    def get(self, key: str) -> Item:
         """The session, which counts as used now; ServeError where there is none."""
         self.trim()
         if key not in self._held:
