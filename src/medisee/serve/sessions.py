@@ -66,7 +66,7 @@ class Held:
     def answer(self, number: int | None) -> Answer:
         """The answer of a round, by default the last; ServeError where it is not there."""
         key = next(reversed(self._answers), None) if number is None else number
-        if key not in self._answers:
+        if key is None or key not in self._answers:
             raise ServeError(404, "no_round", "there is no finished round of this number")
         return self._answers[key].unpack()
 
@@ -134,7 +134,10 @@ class _Packed:
         self.bytes = 1024 + len(answer.question) + len(answer.text) + sum(sizes)
 
     def unpack(self) -> Answer:
-        findings = [Finding(decode_rle(rle), *rest) for rle, *rest in self._findings]
+        findings = [
+            Finding(decode_rle(rle), box, score, similarity, label)
+            for rle, box, score, similarity, label in self._findings
+        ]
         return replace(self._answer, findings=findings)
 
 
