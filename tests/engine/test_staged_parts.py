@@ -184,6 +184,18 @@ def test_a_budget_holds_back_what_is_under_way(tmp_path):
         pass
 
 
+def test_a_budget_that_is_reached_says_so_however_sums_are_rounded(tmp_path):
+    budget = Budget(1.0, CallLog(tmp_path / "calls.jsonl"))
+    first, second, third = (budget.hold(amount) for amount in (0.1, 0.2, 0.3))
+    for each in (first, second, third):
+        each.__enter__()
+    for each in (first, second, third):
+        each.__exit__(None, None, None)
+    assert 0.1 + 0.2 + 0.3 - 0.1 - 0.2 - 0.3 != 0
+    with pytest.raises(BudgetReachedError), budget.hold(1.1):
+        pass
+
+
 def test_a_log_is_read_again_past_wrong_lines(tmp_path):
     path = tmp_path / "calls.jsonl"
     first = CallLog(path)

@@ -52,7 +52,7 @@ class Budget:
 
     def __init__(self, limit: float | None, log: CallLog) -> None:
         self._limit, self._log = limit, log
-        self._held = 0.0
+        self._held: list[float] = []  # one of each call; a running sum would not come back to 0
         self._changed = threading.Condition()
 
     @contextmanager
@@ -65,17 +65,17 @@ class Budget:
             yield
             return
         with self._changed:
-            while self._log.spent + self._held + most > self._limit:
+            while self._log.spent + sum(self._held) + most > self._limit:
                 if not self._held:
                     raise BudgetReachedError(
                         f"the budget of {self._limit:g} is reached: {self._log.calls:,} calls cost "
                         f"{self._log.spent:.4g} and are kept; raise it and run again to go on"
                     )
                 self._changed.wait()
-            self._held += most
+            self._held.append(most)
         try:
             yield
         finally:
             with self._changed:
-                self._held = max(0.0, self._held - most)
+                self._held.remove(most)
                 self._changed.notify_all()
