@@ -6,6 +6,7 @@ import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -80,16 +81,27 @@ class Report:
 
     def figures(self, kind: str) -> Figures:
         """Every figure of the rows of a kind that has targets; empty when there is no such row."""
-        rows = self.of_kind(kind)
-        return _figures(rows) if rows else {}
+        return self._groups(None, kind).get("", {})
 
     def by(self, field: str, kind: str) -> dict[str, Figures]:
         """The figures of a kind for each value of a field of the pairs, e.g. `category`."""
-        groups: dict[str, list[Row]] = defaultdict(list)
-        for row in self.of_kind(kind):
-            groups[str(getattr(row.pair, field))].append(row)
-        groups.pop("None", None)  # not told
-        return {value: _figures(groups[value]) for value in sorted(groups)}
+        return self._groups(field, kind)
+
+    def _groups(self, field: str | None, kind: str) -> dict[str, Figures]:
+        """Figures by the values of a field, or all under ""; made once, for several tables."""
+        if (field, kind) not in self._made:
+            if kind not in self._columns:
+                self._columns[kind] = _Columns.of(self.of_kind(kind))
+            self._made[field, kind] = self._columns[kind].by(field)
+        return self._made[field, kind]
+
+    @cached_property
+    def _made(self) -> dict[tuple[str | None, str], dict[str, Figures]]:
+        return {}
+
+    @cached_property
+    def _columns(self) -> dict[str, _Columns]:
+        return {}
 
     def refusal(self) -> dict[str, float | None]:
         """N_acc, T_acc, MCC over all rows, and the share refused for each reason."""
@@ -203,13 +215,37 @@ def columns(
     return arrays, belows
 
 
-def _figures(rows: Sequence[Row]) -> Figures:
-    tops, belows = columns(rows)
-    images = np.array([row.pair.image for row in rows])
-    found = bootstrap_intervals(
-        np.stack(list(tops.values()), axis=1), images, np.stack(list(belows.values()), axis=1)
-    )
-    return dict(zip(tops, found, strict=True))
+@dataclass(frozen=True)
+class _Columns:
+    """The rows of a kind as arrays: M figures (N, M), and the number (N,) of each row's image."""
+
+    rows: Sequence[Row]
+    names: Sequence[str]
+    tops: NDArray[np.float64]
+    belows: NDArray[np.float64]
+    images: NDArray[np.intp]
+
+    @classmethod
+    def of(cls, rows: Sequence[Row]) -> _Columns:
+        """From the rows."""
+        tops, belows = columns(rows)
+        known: dict[str, int] = {}
+        images = [known.setdefault(row.pair.image, len(known)) for row in rows]
+        above, under = (np.stack(list(each.values()), axis=1) for each in (tops, belows))
+        return cls(rows, list(tops), above, under, np.array(images, dtype=np.intp))
+
+    def by(self, field: str | None) -> dict[str, Figures]:
+        """The figures of the rows with each value of a field of their pair, where it is told."""
+        groups: dict[str, list[int]] = defaultdict(list)
+        for number, row in enumerate(self.rows):
+            value = "" if field is None else getattr(row.pair, field)
+            if value is not None:
+                groups[str(value)].append(number)
+        return {value: self._figures(groups[value]) for value in sorted(groups)}
+
+    def _figures(self, of: list[int]) -> Figures:
+        found = bootstrap_intervals(self.tops[of], self.images[of], self.belows[of])
+        return dict(zip(self.names, found, strict=True))
 
 
 def _curve(found: RiskCoverage | None, points: int = 101) -> dict[str, Any] | None:
