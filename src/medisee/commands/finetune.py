@@ -58,7 +58,7 @@ def finetune(
     threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 2,
     steps: Annotated[
         tuple[int, int], typer.Option(min=1, help="Steps of the two stages, names and adapt.")
-    ] = (150, 100),
+    ] = (60, 30),
 ) -> None:
     """Teach a model your own categories from some dozen images with masks.
 

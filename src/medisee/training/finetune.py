@@ -54,8 +54,8 @@ class Settings:
 
     init: str
     out: Path
-    names_steps: int = 150
-    adapt_steps: int = 100
+    names_steps: int = 60
+    adapt_steps: int = 30
     threads: int = 2
     seed: int = 0
     cache: Path | None = None
@@ -92,7 +92,7 @@ class Settings:
                     questions=5,
                     explain=0.1,
                     warmup=10,
-                    rates={"mllm.language_model.layers": 1e-4},
+                    rates={"mllm.language_model.layers": 3e-4},
                     weights={
                         "text": 0.3, "decision": 2.0, "state": 2.0, "category": 2.0,
                         "kept_words": 2.0, "kept_states": 4.0,
