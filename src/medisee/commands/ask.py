@@ -35,7 +35,6 @@ from medisee.commands.options import (
     WindowOption,
 )
 from medisee.commands.screen import print_json, print_question, spinner
-from medisee.io import check_formats, holds_volume, open_volume, parse_formats
 from medisee.questions import check_question
 
 if TYPE_CHECKING:
@@ -89,6 +88,8 @@ def ask(
     Example: medisee ask example:abdomen-mr "Which organ makes bile?" --out results
     """
     folder = out if out is not None or as_json else Path()
+    from medisee.io import holds_volume, open_volume, parse_formats
+
     checked = [check_question(question) for question in questions]
     formats = parse_formats(as_)
     if folder is not None:
@@ -123,6 +124,8 @@ class _Task:
 
 
 def _ask_image(image: MedicalImage, task: _Task) -> Sequence[Answer]:
+    from medisee.io import check_formats
+
     check_formats(image, task.formats)
     if not task.as_json:
         show_image(image)
@@ -135,6 +138,8 @@ def _ask_image(image: MedicalImage, task: _Task) -> Sequence[Answer]:
 
 
 def _ask_volume(volume: MedicalVolume, task: _Task) -> Sequence[VolumeAnswer]:
+    from medisee.io import check_formats
+
     formats = task.formats or _usual_formats(volume)
     check_formats(volume, formats)
     if not task.as_json:

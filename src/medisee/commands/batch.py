@@ -21,8 +21,6 @@ from medisee.commands.options import AsOption, DeviceOption, ModelOption
 from medisee.commands.screen import plain, plain_table, print_text, progress
 from medisee.errors import InputError, MediSeeError
 from medisee.hub import find_model
-from medisee.io import check_formats, holds_volume, open_volume, parse_formats, read_image
-from medisee.io.writing import write_answer
 from medisee.questions import check_question
 
 __all__ = ["batch"]
@@ -101,6 +99,8 @@ def batch(
 
     Example: medisee batch scans --questions questions.txt --out results --as seg
     """
+    from medisee.io import parse_formats
+
     formats = parse_formats(as_)
     check_folder(out)
     asked = _read_questions(questions)
@@ -222,6 +222,8 @@ def _run(jobs: Sequence[_Job], report: Path, workers: int, ray: str) -> Iterator
 
 def _answer(job: _Job) -> _Outcome:
     """Ask one image; what is wrong with it is told, and the others go on."""
+    from medisee.io import write_answer
+
     started = time.perf_counter()
     failed, files, refusals = None, [], 0
     try:
@@ -240,6 +242,8 @@ def _answer(job: _Job) -> _Outcome:
 
 
 def _ask(job: _Job) -> Iterable[Any]:
+    from medisee.io import check_formats, holds_volume, open_volume, read_image
+
     model = _load(job.model, job.device)
     if not holds_volume(job.source):
         image = read_image(job.source)

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import numpy as np
 import typer
 
 from medisee.commands.data_import import Classes, Label
@@ -16,6 +15,7 @@ from medisee.errors import InputError
 from medisee.extras import needs_extra
 
 if TYPE_CHECKING:
+    import numpy as np
     from numpy.typing import NDArray
 
     from medisee.structures import Answer
@@ -122,6 +122,8 @@ def _measured(own: OwnData, init: str, folder: Path) -> Iterator[tuple[str, floa
 
 def _dice(answer: Answer, truth: NDArray[np.bool_]) -> float:
     """Of the union of the findings; 0 for a refusal."""
+    import numpy as np
+
     union = np.logical_or.reduce([np.zeros_like(truth), *(f.mask for f in answer.findings)])
     return float(2 * (union & truth).sum() / (union.sum() + truth.sum()))
 
