@@ -23,6 +23,8 @@ from medisee.structures import decode_rle
 __all__ = ["Difference", "category_table", "compare_with_text", "draw_examples", "write_page"]
 
 Report = Mapping[str, Any]
+TOLD = {"category-mean", "median-box", "centred-box", "litemedsam-true-box"}
+"""Systems that are told the answer key's labels."""
 PICTURES = "images/benchmark"
 """Where a page's plots lie, beside it."""
 
@@ -44,13 +46,13 @@ def write_page(
     _draw(pictures, nano, others)
     main = {name: others[name] for name in PLAIN if name in others}
     rest = {
-        f"{report['about'].get('name', name)}, {kind}": figures
+        f"{report['about'].get('name', name)}, {kind}": _own_words(report, figures)
         for name, report in others.items()
         if name not in PLAIN
         for kind, figures in report["kinds"].items()
     }
     parts = [
-        HEAD.format(images=nano["images"], pairs=nano["pairs"]),
+        HEAD.format(split=nano["split"], images=nano["images"], pairs=nano["pairs"]),
         figures_table(nano, main),
         refusal_line(nano),
         "## Other comparisons\n",
@@ -82,10 +84,10 @@ def write_page(
 
 HEAD = """# Benchmark of nano
 
-Made by `medisee reproduce`; nothing here is typed by hand. Test split, {images} images, {pairs}
-questions in wordings never trained on; per cent, 95 % intervals by bootstrap over images. Every
-system answers freely: no reference answer is shown to it. Dice, gIoU, cIoU, box IoU and Acc@0.5 are
-per question (the union of its targets); *named*: the words name every target.
+Made by `medisee reproduce`; nothing here is typed by hand. Split *{split}*, {images} images,
+{pairs} questions; per cent, 95 % intervals by bootstrap over images. Every system answers freely:
+no reference answer is shown to it. Dice, gIoU, cIoU, box IoU and Acc@0.5 are per question (the
+union of its targets); *named*: the words name every target.
 """
 
 BESIDE = """The paper's figures were measured on other questions and, in part, other images (its
@@ -93,6 +95,12 @@ data set is not published), and by giving the model the answer's opening. They s
 for orientation and cannot be compared with them number by number. *Readiness* says how far the
 program for each system is proved (`medisee bench systems`).
 """
+
+
+def _own_words(report: Report, figures: Mapping[str, Any]) -> dict[str, Any]:
+    """Without `named` for a comparison that is told the label: its words are not its own."""
+    told = report["about"].get("system") in TOLD
+    return {name: value for name, value in figures.items() if not (told and name == "named")}
 
 
 def _draw(folder: Path, nano: Report, others: Mapping[str, Report]) -> None:
@@ -112,7 +120,7 @@ def _draw(folder: Path, nano: Report, others: Mapping[str, Report]) -> None:
     }
     plots.bars(folder / "categories.png", "Nano, Dice by category", rows, "Dice, per cent")
     curves = {
-        report["about"].get("name", report["model"]): report["risk_coverage"]["curve"]
+        report["model"]: report["risk_coverage"]["curve"]
         for report in (nano, *others.values())
         if report["risk_coverage"] and len(report["risk_coverage"]["curve"]) > 1
     }

@@ -52,7 +52,7 @@ def risk_coverage(path: Path, curves: Mapping[str, Sequence[Sequence[float]]]) -
         xlim=(0, 1), ylim=(0, 1), xlabel="coverage (share of answers kept)",
         ylabel="risk (share with IoU 0.5 or less)",
     )  # fmt: skip
-    axes.legend(frameon=False)
+    axes.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1))
     _save(plt, figure, path)
 
 
