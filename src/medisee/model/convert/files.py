@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 import zipfile
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from pickle import UnpicklingError
@@ -75,7 +76,7 @@ def _index_of(path: Path) -> dict[str, str]:
         raise ModelError(f"{path} is no index of weight files") from error
 
 
-class WeightFile:
+class WeightFile(ABC):
     """One file: what it holds is known, its numbers are mapped into memory while they are read."""
 
     def __init__(self, path: Path) -> None:
@@ -99,8 +100,9 @@ class WeightFile:
             self._tensors = self._read()
         return self._tensors
 
+    @abstractmethod
     def _read(self) -> dict[str, Tensor]:
-        raise NotImplementedError
+        """All tensors of the file, mapped where that can be."""
 
 
 class SafeFile(WeightFile):
