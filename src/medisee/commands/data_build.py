@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -17,61 +18,70 @@ from medisee.commands.screen import print_error, print_json, print_text, progres
 from medisee.errors import InputError
 
 if TYPE_CHECKING:
+    from medisee.engine.assemble import Assembly
     from medisee.engine.staged import CallLog, StagedWriter
 
 __all__ = ["build_data"]
 
 _WRITERS = "Who writes"
 
+Data = Annotated[
+    Path, typer.Argument(metavar="DATA", help="Folder in SA-Med2D's layout (see data import).")
+]
+Out = Annotated[Path, typer.Option("--out", "-o", help="Folder of the set that is built.")]
+PerTarget = Annotated[
+    int, typer.Option(min=1, max=64, help="Implicit questions for each category of each image.")
+]
+Seed = Annotated[int, typer.Option(help="Another seed gives other questions.")]
+Shard = Annotated[
+    str,
+    typer.Option(metavar="I/N", help="Do the I-th of N shares of the work, such as 2/5."),
+]
+Workers = Annotated[int, typer.Option(min=0, help="Processes; 0 for one on each processor.")]
+RayAddress = Annotated[
+    str,
+    typer.Option(
+        metavar="ADDRESS",
+        help="Let a Ray cluster do the work: auto, ray://HOST:10001, or local to start one.",
+    ),
+]
+Endpoint = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE.yaml",
+        help="A model behind an OpenAI-compatible endpoint writes; these are its settings.",
+        rich_help_panel=_WRITERS,
+    ),
+]
+Script = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE.jsonl",
+        help="Replies written before are used, such as work/calls.jsonl of another build.",
+        rich_help_panel=_WRITERS,
+    ),
+]
+OnlyEstimate = Annotated[
+    bool,
+    typer.Option(
+        "--estimate",
+        help="Tell what the endpoint's calls will cost, and do nothing.",
+        rich_help_panel=_WRITERS,
+    ),
+]
+
 
 def build_data(
-    data: Annotated[
-        Path, typer.Argument(metavar="DATA", help="Folder in SA-Med2D's layout (see data import).")
-    ],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the set that is built.")],
-    per_target: Annotated[
-        int,
-        typer.Option(min=1, max=64, help="Implicit questions for each category of each image."),
-    ] = 16,
-    seed: Annotated[int, typer.Option(help="Another seed gives other questions.")] = 0,
-    shard: Annotated[
-        str,
-        typer.Option(metavar="I/N", help="Do the I-th of N shares of the work, such as 2/5."),
-    ] = "1/1",
-    workers: Annotated[
-        int, typer.Option(min=0, help="Processes; 0 for one on each processor.")
-    ] = 0,
-    ray: Annotated[
-        str,
-        typer.Option(
-            metavar="ADDRESS",
-            help="Let a Ray cluster do the work: auto, ray://HOST:10001, or local to start one.",
-        ),
-    ] = "",
-    endpoint: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE.yaml",
-            help="A model behind an OpenAI-compatible endpoint writes; these are its settings.",
-            rich_help_panel=_WRITERS,
-        ),
-    ] = None,
-    script: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE.jsonl",
-            help="Replies written before are used, such as work/calls.jsonl of another build.",
-            rich_help_panel=_WRITERS,
-        ),
-    ] = None,
-    only_estimate: Annotated[
-        bool,
-        typer.Option(
-            "--estimate",
-            help="Tell what the endpoint's calls will cost, and do nothing.",
-            rich_help_panel=_WRITERS,
-        ),
-    ] = False,
+    data: Data,
+    out: Out,
+    per_target: PerTarget = 16,
+    seed: Seed = 0,
+    shard: Shard = "1/1",
+    workers: Workers = 0,
+    ray: RayAddress = "",
+    endpoint: Endpoint = None,
+    script: Script = None,
+    only_estimate: OnlyEstimate = False,
     as_json: JsonOption = False,
 ) -> None:
     """Build a reasoning data set from labelled images: questions, answers, splits, data card.
@@ -85,42 +95,53 @@ def build_data(
 
     Example: medisee data build data --out mlmr-sd
     """
-    from rich.progress import Progress
-
-    from medisee.engine.build import Settings, build
-
     share = _shard(shard)
     if ray and (endpoint or script):
         raise InputError("--ray is for the offline writer: calls share one pace and one budget")
     writer, log = _writer(data, out, endpoint, script)
     if log is not None or only_estimate:
         _tell_estimate(writer, data, per_target, only_estimate, as_json)
-        if only_estimate:
-            return
-    settings = Settings(per_target=per_target, seed=seed)
-    with Progress(console=progress(), transient=True) as bar:
-        task = bar.add_task("Images", total=None)
+    if only_estimate:
+        return
+    with _bar() as advance:
+        from medisee.engine.build import Settings, build
+
         built = build(
             data,
             out,
-            settings,
+            Settings(per_target=per_target, seed=seed),
             writer=writer,
             shard=share,
             workers=workers or os.cpu_count() or 1,
             ray=ray,
-            progress=lambda done, total: bar.update(task, completed=done, total=total),
+            progress=advance,
         )
     if built is None:
         print_text(f"Share {shard} is done; the run that finds all shares done writes the set.")
-    elif as_json:
-        print_json(built.stats.to_dict())
     else:
-        show_stats(built.stats)
-        print_text(f"The set is in {out}; {out / 'card.md'} describes it.")
+        _tell_built(built, out, as_json)
     if log is not None:
         _tell_spent(log)
     if built is not None:
         _tell_quarantined(built.stats.build["quarantined"], out)
+
+
+@contextmanager
+def _bar() -> Iterator[Callable[[int, int], None]]:
+    """A progress bar, as a function of how many images are done and of how many."""
+    from rich.progress import Progress
+
+    with Progress(console=progress(), transient=True) as bar:
+        task = bar.add_task("Images", total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def _tell_built(built: Assembly, out: Path, as_json: bool) -> None:
+    if as_json:
+        print_json(built.stats.to_dict())
+    else:
+        show_stats(built.stats)
+        print_text(f"The set is in {out}; {out / 'card.md'} describes it.")
 
 
 def _writer(
