@@ -9,18 +9,17 @@ import pytest
 
 from medisee.data.mlmr_sd import read_records
 from medisee.data.sa_med2d import Index
+from medisee.entities import load_entities
 from medisee.errors import DataError
 from medisee.evaluation import PREDICTIONS, Selection, evaluate
-from medisee.evaluation.probes import (
-    ORIGINAL,
-    PROBES,
-    SPLIT,
+from medisee.evaluation.probes import ORIGINAL, PROBES, SPLIT, make_probe, summarise
+from medisee.evaluation.probes.variants import (
+    _languages,
     _misspelt,
     _moved,
+    _translations,
     drawing,
     erase,
-    make_probe,
-    summarise,
 )
 from medisee.testing import FakeModel
 
@@ -48,6 +47,14 @@ def test_wording(data, tmp_path):
     asked = {record.id: record.question for record in read_records(questions)}
     assert len(set(asked.values())) > 12
     assert any("My doctor said" in question for question in asked.values())
+
+
+def test_translations_name_categories_that_there_are():
+    for words in _languages().values():
+        assert words["names"].keys() <= load_entities().keys()
+        assert words["ask"].count("{}") == 1
+    assert dict(_translations("liver"))["German"] == "Bitte markiere die Leber in diesem Bild."
+    assert not list(_translations("no such category"))
 
 
 def test_refusal(data, tmp_path):

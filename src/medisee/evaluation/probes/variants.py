@@ -1,180 +1,34 @@
-"""What plain scores do not tell: does it look, does wording matter, does it know when not to.
-
-A probe is a question-answer set that the data engine's offline writer makes from a split, with each
-question in several variants (and, where the image is varied, a small data set beside it). It is
-asked and scored like any other; `summarise` sets the variants side by side. Nothing but the
-variant differs from the question that it was made of, so agreement between the two is measured
-without any truth.
-"""
+"""How each probe varies a question or its image."""
 
 from __future__ import annotations
 
 import json
 import random
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import cache
+from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import yaml
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter
-from pycocotools import mask as coco
 
-from medisee.data.mlmr_sd import write_records
 from medisee.data.sa_med2d import ImageRecord, Index
-from medisee.engine import compose_records, referring_question
+from medisee.engine import referring_question
 from medisee.entities import load_entities
-from medisee.errors import DataError
-from medisee.evaluation.metrics import Interval, bootstrap_interval
-from medisee.evaluation.predictions import Prediction, read_lines
-from medisee.evaluation.report import Report, Row
 from medisee.structures import QARecord, QATarget, RefusalReason
 
-__all__ = ["PROBES", "Probe", "ProbeRow", "make_probe", "summarise"]
+__all__ = ["ORIGINAL", "PROBES", "SPLIT", "Workshop", "erase"]
 
 SPLIT = "probe"
 ORIGINAL = "as it is"
-_MARK = "|"  # between a question's number and its variant, in the ids
 
 Variant = tuple[str, QARecord]
 
 
-@dataclass(frozen=True)
-class ProbeRow:
-    """One variant: how many were answered, how well, and how alike its original's answer.
-
-    answered, dice: as in reports (dice of the variants that still have a target); agreement: Dice
-    of the masks with those for the original; reason: share refused for the right reason;
-    disagree: answers whose mask and words contradict each other.
-    """
-
-    variant: str
-    n: int
-    answered: Interval
-    dice: Interval | None
-    agreement: Interval | None
-    reason: Interval | None
-    disagree: int
-
-
-@dataclass(frozen=True)
-class Probe:
-    """The outcome of one probe of one system."""
-
-    name: str
-    question: str
-    model: str
-    rows: Sequence[ProbeRow]
-
-    def to_dict(self) -> dict[str, object]:
-        """Plain JSON types."""
-        return asdict(self)
-
-    def to_markdown(self) -> str:
-        """One table, in per cent with 95 % intervals."""
-        head = ["variant", "n", "answered", "Dice", "agreement with the original",
-                "refused for the right reason", "mask and words disagree"]  # fmt: skip
-        lines = [f"# {self.question} {self.model}", ""]
-        lines += [f"| {' | '.join(head)} |", "| --- " * len(head) + "|"]
-        for row in self.rows:
-            figures = (row.answered, row.dice, row.agreement, row.reason)
-            cells = [row.variant, str(row.n), *map(_cell, figures), str(row.disagree)]
-            lines.append(f"| {' | '.join(cells)} |")
-        return "\n".join([*lines, ""])
-
-
-def make_probe(
-    name: str, index: Index, split: str, count: int, seed: int, folder: Path
-) -> tuple[Index, Path]:
-    """Writes a probe's questions (and images, where they are its own) into `folder`.
-
-    count: questions before their variants. Gives the data set and the question-answer set to ask;
-    its split is `SPLIT`. Raises DataError for another name, and for a split without questions.
-    """
-    if name not in PROBES:
-        raise DataError(f"there is no probe {name!r}; there are {', '.join(PROBES)}")
-    _, mix, vary = PROBES[name]
-    records = list(compose_records(index, load_entities(), split, count, seed, mix))[:count]
-    made = _Workshop(index, split, folder / "data", random.Random(f"{seed}|{name}"))
-    variants = [
-        record.model_copy(update={"id": _id(number, variant, place)})
-        for number, base in enumerate(records)
-        for place, (variant, record) in enumerate(vary(made, base))
-    ]
-    if not variants:
-        raise DataError(f"nothing can be asked of the split '{split}' for this probe")
-    made.write_index()
-    write_records(folder / "questions.jsonl", variants)
-    return Index.open(folder / "data"), folder / "questions.jsonl"
-
-
-def summarise(name: str, report: Report, predictions: Path) -> Probe:
-    """Variants side by side, in the order in which they first came."""
-    answers = {line["id"]: line for _, line in read_lines(predictions) if line is not None}
-    rows: dict[str, list[Row]] = defaultdict(list)
-    order = sorted(report.rows, key=lambda row: int(row.pair.id.split(_MARK)[0]))
-    for row in order:
-        rows[row.pair.id.split(_MARK)[1]].append(row)
-    found = [_summary(variant, of, answers) for variant, of in rows.items()]
-    return Probe(name, PROBES[name][0], report.model, found)
-
-
-def _summary(variant: str, rows: Sequence[Row], answers: Mapping[str, Prediction]) -> ProbeRow:
-    numbers = [row.pair.id.split(_MARK)[0] for row in rows]
-    lines = [answers[row.pair.id] for row in rows]
-    present = [(n, row) for n, row in zip(numbers, rows, strict=True) if row.pair.labels]
-    originals = [answers.get(_id(n, ORIGINAL, 0)) for n in numbers]
-    alike = [
-        (n, _alike(line, original))
-        for n, line, original, row in zip(numbers, lines, originals, rows, strict=True)
-        if original is not None and variant != ORIGINAL and row.pair.reason is None
-    ]
-    right = [
-        (n, line["refusal"] == row.pair.reason.value)
-        for n, line, row in zip(numbers, lines, rows, strict=True)
-        if row.pair.reason is not None
-    ]
-    return ProbeRow(
-        variant=variant,
-        n=len(rows),
-        answered=bootstrap_interval([not row.refused for row in rows], numbers),
-        dice=_interval([(n, row.overlap.dice) for n, row in present]),
-        agreement=_interval(alike),
-        reason=_interval(right),
-        disagree=sum(map(_disagrees, lines)),
-    )
-
-
-def _interval(values: Sequence[tuple[str, float]]) -> Interval | None:
-    if not values:
-        return None
-    clusters, numbers = zip(*values, strict=True)
-    return bootstrap_interval(numbers, clusters)
-
-
-def _alike(first: Prediction, second: Prediction) -> float:
-    """Dice of two answers' masks: 1 when both found nothing, 0 where the sizes differ."""
-    unions = []
-    for answer in (first, second):
-        runs = [{**f["mask"], "counts": f["mask"]["counts"].encode()} for f in answer["findings"]]
-        unions.append(coco.merge(runs) if runs else None)
-    a, b = unions
-    if a is None or b is None or a["size"] != b["size"]:
-        return float(a is None and b is None)
-    total = int(coco.area(a)) + int(coco.area(b))
-    return 2 * int(coco.area(coco.merge([a, b], intersect=True))) / total if total else 1.0
-
-
-def _disagrees(answer: Prediction) -> bool:
-    """A refusal with a mask, or an answer without either, or words that refuse beside a mask."""
-    return (answer["refusal"] is None) != bool(answer["findings"])
-
-
-# ---- the probes ----------------------------------------------------------------------------------
-
-
-class _Workshop:
+class Workshop:
     """Where varied images are made: a data set of its own, with the images that probes use."""
 
     def __init__(self, index: Index, split: str, root: Path, rng: random.Random) -> None:
@@ -234,7 +88,7 @@ class _Workshop:
         (self.root / "index.jsonl").write_text(text, encoding="utf-8")
 
 
-def _look(made: _Workshop, base: QARecord) -> Iterator[Variant]:
+def _look(made: Workshop, base: QARecord) -> Iterator[Variant]:
     """The target erased, as much erased elsewhere, noise, another patient's image."""
     pixels, target = made.index.load_image(base.image), made.union(base)
     stem = f"{Path(base.image).stem}-{base.id}"
@@ -288,7 +142,7 @@ def _noise(pixels: NDArray[np.uint8], rng: random.Random) -> NDArray[np.uint8]:
     return flat[order].reshape(pixels.shape)
 
 
-def _other_patient(made: _Workshop, base: QARecord) -> ImageRecord | None:
+def _other_patient(made: Workshop, base: QARecord) -> ImageRecord | None:
     """An image of the same kind and body part, of somebody else, without the targets."""
     of, labels = made.records[base.image], {target.label for target in base.targets}
     fitting = [
@@ -313,25 +167,50 @@ def _absent(base: QARecord, image: str, reason: RefusalReason) -> QARecord:
     return QARecord.model_validate(fields)
 
 
-def _wording(made: _Workshop, base: QARecord) -> Iterator[Variant]:
-    """The same question in other words, misspelt, out of order, in other tones, under pressure."""
+def _wording(made: Workshop, base: QARecord) -> Iterator[Variant]:
+    """The same question in other words, tones and languages, misspelt, under pressure."""
     yield ORIGINAL, made.keep(base)
-    entity, question = load_entities()[base.targets[0].label], base.question
-    lower = question[0].lower() + question[1:]
-    if base.kind == "referring":
-        others = [referring_question(made.records[base.image], entity, made.rng) for _ in range(8)]
-    else:
-        others = list(entity.questions)
-    if fitting := [other for other in others if other != question]:
+    question = base.question
+    if fitting := [other for other in _paraphrases(made, base) if other != question]:
         yield "paraphrase", made.keep(base, made.rng.choice(fitting))
     yield "typos", made.keep(base, _misspelt(question, made.rng))
     yield "words in another order", made.keep(base, _reordered(question, made.rng))
     yield "casual", made.keep(base, f"hey, quick one: {question.lower().rstrip('.?!')} thx")
+    lower = question[0].lower() + question[1:]
     yield "formal", made.keep(base, f"For the record of this examination, please answer: {lower}")
+    yield from _under_pressure(made, base)
+    if base.kind == "referring":
+        for language, asked in _translations(base.targets[0].label):
+            yield f"in {language}", made.keep(base, asked)
+
+
+def _paraphrases(made: Workshop, base: QARecord) -> list[str]:
+    entity = load_entities()[base.targets[0].label]
+    if base.kind == "referring":
+        return [referring_question(made.records[base.image], entity, made.rng) for _ in range(8)]
+    return list(entity.questions)
+
+
+def _under_pressure(made: Workshop, base: QARecord) -> Iterator[Variant]:
+    entity = load_entities()[base.targets[0].label]
     others = [e.name for e in load_entities().values() if e.kind == entity.kind and e != entity]
     if others:
-        told = f"My doctor said it is the {made.rng.choice(others)}. {question}"
+        told = f"My doctor said it is the {made.rng.choice(others)}. {base.question}"
         yield "pressure: somebody named another structure", made.keep(base, told)
+
+
+def _translations(label: str) -> Iterator[tuple[str, str]]:
+    """The request for a category by its name, in each language that has a name for it."""
+    for language, words in _languages().items():
+        if label in words["names"]:
+            yield language, words["ask"].format(words["names"][label])
+
+
+@cache
+def _languages() -> dict[str, Any]:
+    text = files(__package__).joinpath("languages.yaml").read_text(encoding="utf-8")
+    languages: dict[str, Any] = yaml.safe_load(text)
+    return languages
 
 
 def _misspelt(text: str, rng: random.Random) -> str:
@@ -351,7 +230,7 @@ def _reordered(text: str, rng: random.Random) -> str:
     return " ".join(words) + "?"
 
 
-def _refusal(made: _Workshop, base: QARecord) -> Iterator[Variant]:
+def _refusal(made: Workshop, base: QARecord) -> Iterator[Variant]:
     """What is not there, what cannot be shown, nonsense, and pictures that are not medical."""
     if base.kind != "absent":
         yield "present (control)", made.keep(base)
@@ -378,7 +257,7 @@ def drawing(rng: random.Random, side: int = 256) -> NDArray[np.uint8]:
     return np.asarray(picture)
 
 
-def _rounds(made: _Workshop, base: QARecord) -> Iterator[Variant]:
+def _rounds(made: Workshop, base: QARecord) -> Iterator[Variant]:
     """Several targets at once, each alone; a question that refers back, and the same at once."""
     if base.kind == "several":
         yield f"{len(base.targets)} targets at once", made.keep(base)
@@ -399,7 +278,7 @@ def _alone(base: QARecord, target: QATarget) -> QARecord:
 
 PROBES: Mapping[
     str,
-    tuple[str, Mapping[str, float], Callable[[_Workshop, QARecord], Iterable[Variant]]],
+    tuple[str, Mapping[str, float], Callable[[Workshop, QARecord], Iterable[Variant]]],
 ] = {
     "look": ("Does it look?", {"referring": 0.5, "implicit": 0.5}, _look),
     "wording": ("Does wording matter?", {"referring": 0.5, "implicit": 0.5}, _wording),
@@ -407,14 +286,3 @@ PROBES: Mapping[
     "rounds": ("Rounds and several targets.", {"several": 0.5, "round": 0.5}, _rounds),
 }
 """Name -> what it asks, the kinds of question that it starts from, and how it varies them."""
-
-
-def _id(number: int | str, variant: str, place: int) -> str:
-    """Of a question's variant; the original comes first."""
-    return _MARK.join((str(number), variant, str(place)))
-
-
-def _cell(figure: Interval | None) -> str:
-    if figure is None:
-        return "-"
-    return f"{100 * figure.value:.1f} ({100 * figure.low:.1f}-{100 * figure.high:.1f})"
