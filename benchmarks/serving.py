@@ -40,7 +40,7 @@ SERVER = """
 import sys
 from medisee.serve.app import create_app
 from medisee.serve.limits import Limits
-from medisee.serve.server import run
+from medisee.serve.server import listen, run
 if sys.argv[2] == "fake":
     from medisee.testing import FakeModel
     model = FakeModel()
@@ -48,7 +48,7 @@ else:
     from medisee.predictor import load
     model = load(sys.argv[2])
 limits = Limits(batch=int(sys.argv[3]), request_seconds=600)
-run(create_app(model, limits), "127.0.0.1", int(sys.argv[1]))
+run(create_app(model, limits), listen("127.0.0.1", int(sys.argv[1])))
 """
 
 

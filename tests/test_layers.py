@@ -12,7 +12,7 @@ import pytest
 
 SOURCE = Path(__file__).resolve().parent.parent / "src" / "medisee"
 
-BASE = {"errors", "extras", "structures", "boxes", "entities"}
+BASE = {"errors", "extras", "quiet", "structures", "boxes", "entities"}
 WEIGHTS = {"categories", "packing", "phrases"}
 
 
@@ -31,6 +31,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "boxes": {"errors"},
     "extras": {"errors"},
+    "quiet": set(),
     "structures": {"errors", "boxes", "io"},  # io: Answer.overlay and .save, on use
     "entities": {"errors"},
     "io": BASE | {"examples"},

@@ -6,7 +6,6 @@ used, 3 a refusal when `--fail-on-refusal` asks for it, 130 stopped with Ctrl-C.
 
 from __future__ import annotations
 
-import logging
 import os
 import sys
 import traceback
@@ -21,6 +20,7 @@ import typer
 import medisee
 from medisee.commands.screen import plain
 from medisee.errors import MediSeeError
+from medisee.quiet import silence_readers
 
 __all__ = ["COMMANDS", "main"]
 
@@ -140,12 +140,8 @@ def _top(
 
 
 def _silence_others() -> None:
-    """Warnings and bars of the packages below mean nothing to a user, and spoil the screen.
-
-    Readers of medical files quote what they read, patient details too, when a value is odd.
-    """
-    for reader in ("pydicom", "nibabel"):
-        logging.getLogger(reader).setLevel(logging.CRITICAL)
+    """Warnings and bars of the packages below mean nothing to a user, and spoil the screen."""
+    silence_readers()
     if not sys.warnoptions:
         warnings.simplefilter("ignore")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # transformers' too

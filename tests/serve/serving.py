@@ -62,17 +62,15 @@ class SlowModel(FakeModel):
 @contextmanager
 def live(app: Any) -> Iterator[tuple[str, int]]:
     """The app behind a socket of its own, as `medisee serve` runs it; host and port."""
-    import uvicorn
+    from medisee.serve.server import listen, make_server
 
-    from medisee.serve.server import configuration
-
-    server = uvicorn.Server(configuration(app, "127.0.0.1", 0))
-    thread = threading.Thread(target=server.run, daemon=True)
+    server, listening = make_server(app), listen("127.0.0.1", 0)
+    place = listening.getsockname()[:2]
+    thread = threading.Thread(target=server.run, args=([listening],), daemon=True)
     thread.start()
-    while not server.started:
-        time.sleep(0.01)
+    until(lambda: server.started)
     try:
-        yield server.servers[0].sockets[0].getsockname()[:2]
+        yield place
     finally:
         server.should_exit = True
         thread.join(15)

@@ -170,9 +170,9 @@ def test_a_stop_finishes_what_has_begun():
 SERVER = """
 import sys
 from medisee.serve.app import create_app
-from medisee.serve.server import run
+from medisee.serve.server import listen, run
 from medisee.testing import FakeModel
-run(create_app(FakeModel()), "127.0.0.1", int(sys.argv[1]))
+run(create_app(FakeModel()), listen("127.0.0.1", int(sys.argv[1])))
 """
 
 

@@ -8,7 +8,7 @@ from serve.serving import SlowModel
 
 from medisee.errors import InputError
 from medisee.serve.app import create_app
-from medisee.serve.server import check_exposure
+from medisee.serve.server import check_exposure, listen
 from medisee.testing import FakeModel
 
 
@@ -82,13 +82,25 @@ def test_the_command_refuses_in_one_line(run, fake, monkeypatch):
 def test_the_command_hands_its_options_on(run, fake, monkeypatch):
     served = {}
     monkeypatch.setattr(
-        "medisee.serve.server.run", lambda app, host, port: served.update(app=app, port=port)
+        "medisee.serve.server.run", lambda app, listening: served.update(app=app, at=listening)
     )
     options = ("--port", 0, "--token", "t", "--sessions", 3, "--keep", 2, "--max-upload", 1)
-    assert run("serve", *options).code == 0
+    done = run("serve", *options)
+    assert done.code == 0
     limits = served["app"].state.service.limits
     assert (limits.sessions, limits.session_seconds, limits.body_bytes) == (3, 120, 1 << 20)
-    assert served["port"] == 0
+    with served["at"] as listening:
+        port = listening.getsockname()[1]
+    assert port > 0
+    assert f"http://127.0.0.1:{port}/" in done.out
+
+
+def test_a_port_that_is_taken_is_told_in_one_line(run, fake):
+    with listen("127.0.0.1", 0) as taken:
+        done = run("serve", "--port", taken.getsockname()[1])
+    assert done.code == 2
+    assert "try --port 0" in done.err
+    assert done.err.count("\n") == 1
 
 
 def test_a_fault_keeps_its_text_to_itself(capfd):

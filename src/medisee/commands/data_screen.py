@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import sys
 import threading
 import webbrowser
@@ -123,37 +122,20 @@ def _serve(
     from medisee.data.sa_med2d import Index
 
     with needs_extra("the screening page", "serve"):
-        import uvicorn
-
         from medisee.serve.screening import Queue, screening_app
-        from medisee.serve.server import check_exposure, is_loopback
+        from medisee.serve.server import address_of, check_exposure, is_loopback, listen, run
     check_exposure(host, token)
     folder = data if data.is_dir() else data.parent
     with spinner("Reading the records ..."):
         queue = Queue(files, Index.open(folder), store, overlap)
     app = screening_app(queue, token, loopback=is_loopback(host))
-    listening = _listen(host, port)
-    address = f"http://{_shown(host)}:{listening.getsockname()[1]}/"
+    listening = listen(host, port)
+    address = address_of(listening, host)
     print_text(f"{len(queue.places):,} records at {address} (Ctrl-C ends it)", wrap=False)
     if browse and sys.stdout.isatty():
         threading.Timer(0.5, webbrowser.open, [address]).start()
-    # The log would hold ids of records and names of people.
-    config = uvicorn.Config(app, log_level="critical", access_log=False)
     with suppress(KeyboardInterrupt):
-        uvicorn.Server(config).run(sockets=[listening])
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    try:
-        return socket.create_server((host, port), family=family)
-    except OSError as error:
-        reason = error.strerror or "not an address of this machine"
-        raise InputError(f"cannot listen on {host}:{port} ({reason}); try --port 0") from error
-
-
-def _shown(host: str) -> str:
-    return f"[{host}]" if ":" in host else host
+        run(app, listening)
 
 
 def _show(store: VerdictStore) -> None:

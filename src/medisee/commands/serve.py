@@ -52,7 +52,14 @@ def serve(
     with needs_extra("medisee serve", "serve"):
         from medisee.serve.app import create_app
         from medisee.serve.limits import Limits
-        from medisee.serve.server import LOOPBACK_NAMES, check_exposure, is_loopback, run
+        from medisee.serve.server import (
+            LOOPBACK_NAMES,
+            address_of,
+            check_exposure,
+            is_loopback,
+            listen,
+            run,
+        )
     check_exposure(host, token)
     limits = Limits(
         body_bytes=max_upload << 20,
@@ -70,6 +77,7 @@ def serve(
             deploy(model, runtime, limits, replicas=ray, host=host, port=port, token=token,
                    hosts=hosts)  # fmt: skip
         return
+    listening = listen(host, port)
     app = create_app(
         _load(model, device, runtime),
         limits,
@@ -78,9 +86,9 @@ def serve(
         origins=tuple(allow_origin or ()),
         datastore=monai_label,
     )
-    print_text(f"MediSee {model}: http://{host}:{port}/  (stop with Ctrl-C)")
+    print_text(f"MediSee {model}: {address_of(listening, host)}  (stop with Ctrl-C)", wrap=False)
     print_error("A research tool, not a medical device.")
-    run(app, host, port)
+    run(app, listening)
 
 
 def _load(model: str, device: str | None, runtime: str | None) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
+import socket
 from typing import Any
 
 import uvicorn
@@ -11,11 +12,20 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from medisee.errors import InputError
 
-__all__ = ["LOOPBACK_NAMES", "check_exposure", "configuration", "is_loopback", "run"]
+__all__ = [
+    "LOOPBACK_NAMES",
+    "address_of",
+    "check_exposure",
+    "is_loopback",
+    "listen",
+    "make_server",
+    "run",
+]
 
 LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
 HEADER_SECONDS = 10.0
 STOP_SECONDS = 10
+BACKLOG = 512
 
 
 def is_loopback(host: str) -> bool:
@@ -59,15 +69,33 @@ class PatientProtocol(H11Protocol):
             self.transport.abort()
 
 
-def configuration(app: Any, host: str, port: int) -> uvicorn.Config:
-    """How uvicorn runs our app: no access log, no version in headers, bounded waits."""
-    return uvicorn.Config(
-        app, host=host, port=port, http=PatientProtocol, ws="none", lifespan="on", access_log=False,
-        log_level="critical", server_header=False, timeout_keep_alive=5, backlog=512,
-        timeout_graceful_shutdown=STOP_SECONDS,
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that listens there, with port 0 at any free one; InputError where it cannot."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=BACKLOG)
+    except OSError as error:
+        reason = error.strerror or "not an address of this machine"
+        raise InputError(f"cannot listen on {host}:{port} ({reason}); try --port 0") from error
+
+
+def address_of(listening: socket.socket, host: str) -> str:
+    """What to type into a browser on this machine."""
+    shown = f"[{host}]" if ":" in host else host
+    return f"http://{shown}:{listening.getsockname()[1]}/"
+
+
+def make_server(app: Any) -> uvicorn.Server:
+    """uvicorn as we run our apps: no access log, no version in headers, bounded waits."""
+    return uvicorn.Server(
+        uvicorn.Config(
+            app, http=PatientProtocol, ws="none", lifespan="on", access_log=False,
+            log_level="critical", server_header=False, timeout_keep_alive=5,
+            backlog=BACKLOG, timeout_graceful_shutdown=STOP_SECONDS,
+        )
     )  # fmt: skip
 
 
-def run(app: Any, host: str, port: int) -> None:
+def run(app: Any, listening: socket.socket) -> None:
     """Serve until stopped with Ctrl-C or SIGTERM; answers that have begun are finished."""
-    uvicorn.Server(configuration(app, host, port)).run()
+    make_server(app).run(sockets=[listening])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +15,7 @@ import medisee
 from medisee.entities import load_entities
 from medisee.io import read_image
 from medisee.questions import check_question
+from medisee.quiet import silence_readers
 from medisee.structures import Answer, MedicalImage
 
 from .errors import ServeError
@@ -30,8 +30,6 @@ from .worker import Event, Ticket, Worker
 __all__ = ["Asked", "Service", "service_of", "unless_gone"]
 
 EXAMPLE = "example:"
-_TALKATIVE = ("pydicom", "nibabel", "PIL", "python_multipart")
-"""Libraries whose log lines quote what they read."""
 
 Result = TypeVar("Result")
 
@@ -61,8 +59,7 @@ class Service:
 
     def start(self) -> None:
         """Begin to work."""
-        for library in _TALKATIVE:
-            logging.getLogger(library).setLevel(logging.CRITICAL + 1)
+        silence_readers()
         self.worker.start()
         # Two: a large image must not keep small ones waiting, and memory stays bounded.
         self._pool = ThreadPoolExecutor(2, "medisee-images")
