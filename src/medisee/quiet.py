@@ -6,7 +6,7 @@ import logging
 
 __all__ = ["silence_readers"]
 
-_READERS = ("pydicom", "nibabel", "PIL", "python_multipart")
+_READERS = ("pydicom", "highdicom", "nibabel", "PIL", "python_multipart")
 """Their log lines quote what they read, patient details too, when a value is odd."""
 
 

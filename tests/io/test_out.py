@@ -6,6 +6,7 @@ import itertools
 import shutil
 import subprocess
 import tempfile
+from io import BytesIO
 from pathlib import Path
 
 import nibabel
@@ -19,8 +20,8 @@ from hypothesis import strategies as st
 from medisee.boxes import mask_diameters, mask_to_box
 from medisee.errors import InputError
 from medisee.io import open_volume, read_image
-from medisee.io.nifti import write_nifti
-from medisee.io.segmentation import write_seg
+from medisee.io.nifti import encode_nifti
+from medisee.io.segmentation import encode_seg
 from medisee.io.volume import VolumeAnswer, VolumeFinding
 from medisee.structures import Answer, Finding
 
@@ -77,7 +78,7 @@ def test_left_stays_left_in_nifti_of_every_axis_order(tmp_path, order, signs):
     for plane in ("axial", "coronal"):
         image = read_image(source, plane=plane)
         place, path = image.reference, tmp_path / "mask.nii.gz"
-        write_nifti(path, {place.index: on_the_left(image)}, place, image.affine)
+        path.write_bytes(encode_nifti({place.index: on_the_left(image)}, place, image.affine))
         written = nibabel.load(path)
         voxels = np.argwhere(np.asarray(written.dataobj) == 1)
         world = nibabel.affines.apply_affine(affine, voxels)
@@ -107,7 +108,7 @@ def test_the_affine_is_kept_bit_for_bit(matrix, origin, codes, kind):
         read = read_image(source)
         path = Path(folder) / "mask.nii.gz"
         mask = np.ones((read.height, read.width), bool)
-        write_nifti(path, {read.reference.index: mask}, read.reference, read.affine)
+        path.write_bytes(encode_nifti({read.reference.index: mask}, read.reference, read.affine))
         written = nibabel.load(path)
         before = nibabel.load(source)
         assert written.affine.tobytes() == before.affine.tobytes()
@@ -196,12 +197,12 @@ def test_seg_and_nifti_of_a_series_lie_on_the_source(angles, spacing, step):
         root = write_series(Path(folder) / "ct", rotation(angles)[:2], spacing, round(step, 3))
         masks = {1: blob(1), 2: blob(2), 4: blob(3)}
         with open_volume(root) as volume:
-            write_seg(Path(folder) / "a.seg.dcm", volume_answer(volume, masks))
+            seg = pydicom.dcmread(BytesIO(encode_seg(volume_answer(volume, masks))))
             mask = Path(folder) / "mask.nii.gz"
-            write_nifti(mask, masks, volume.reference, volume.affine)
+            mask.write_bytes(encode_nifti(masks, volume.reference, volume.affine))
         truth = np.concatenate([source_points(root, mask, at) for at, mask in masks.items()])
         half = 0.5 * min(*spacing, step)
-        found = seg_points(pydicom.dcmread(Path(folder) / "a.seg.dcm"))
+        found = seg_points(seg)
         assert np.abs(sorted_rows(found) - sorted_rows(truth)).max() < half
         written = nibabel.load(mask)
         voxels = np.argwhere(np.asarray(written.dataobj) == 1)
@@ -387,8 +388,8 @@ def test_seg_of_an_enhanced_file_marks_the_right_frames(tmp_path):
         delattr(data, name)
     data.save_as(path)
     with open_volume(path) as volume:
-        write_seg(tmp_path / "a.seg.dcm", volume_answer(volume, {1: blob(0), 3: blob(1)}))
-    points = seg_points(pydicom.dcmread(tmp_path / "a.seg.dcm"))
+        seg = encode_seg(volume_answer(volume, {1: blob(0), 3: blob(1)}))
+    points = seg_points(pydicom.dcmread(BytesIO(seg)))
     expected = np.concatenate(
         [
             np.stack(

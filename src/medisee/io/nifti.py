@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -19,7 +18,7 @@ from medisee.io.request import ReadRequest
 from medisee.io.volume import MedicalVolume
 from medisee.structures import Direction, MedicalImage
 
-__all__ = ["nifti_volume", "read_nifti", "unpacked", "write_nifti"]
+__all__ = ["encode_nifti", "nifti_volume", "read_nifti", "unpacked"]
 
 _UNIT_MM = {"meter": 1000.0, "micron": 0.001}
 _AXIS_OF_PLANE = {"axial": "HF", "coronal": "AP", "sagittal": "RL"}
@@ -83,13 +82,12 @@ def _read_slice(
     )
 
 
-def write_nifti(
-    path: Path,
+def encode_nifti(
     masks: Mapping[int, NDArray[Any]],
     reference: SourceReference,
     affine: NDArray[np.float64] | None,
-) -> None:
-    """Write masks (H, W) by slice as a uint8 volume on the grid of their source, 1 inside.
+) -> bytes:
+    """Masks (H, W) by slice as a uint8 volume on the grid of their source, 1 inside; gzipped.
 
     A NIfTI source's affines, codes and units are copied bit for bit; nothing else of its header
     is, as the rest may tell who the patient is. Of a DICOM source `affine` is written.
@@ -99,15 +97,13 @@ def write_nifti(
     voxels = reference.volume(masks).astype(np.uint8)
     if reference.kind == "nifti":
         with reference.files[0].open() as packed, unpacked(packed) as stream:
-            source = _open(stream, ReadRequest(path.name))
+            source = _open(stream, ReadRequest("the NIfTI source"))
             voxels = voxels.reshape(source.shape[:3])
             image = type(source)(voxels, None, _geometry_of(source.header, type(source)))
     else:
         image = nibabel.Nifti1Image(voxels, affine)
         image.header.set_xyzt_units("mm")
-    # Not by its name: that ends in what the user chose. gzip without a time in it.
-    with gzip.GzipFile(path, "wb", compresslevel=6, mtime=0) as stream:
-        stream.write(image.to_bytes())
+    return gzip.compress(image.to_bytes(), 6, mtime=0)
 
 
 _GEOMETRY = (

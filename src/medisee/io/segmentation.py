@@ -6,10 +6,10 @@ MediSee ever reads them.
 
 from __future__ import annotations
 
+import io
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,7 @@ from medisee.io.reference import SourceReference
 from medisee.io.volume import VolumeAnswer, VolumeFinding, findings_of
 from medisee.structures import Answer
 
-__all__ = ["write_seg", "write_seg_and_sr"]
+__all__ = ["encode_seg", "encode_seg_and_sr"]
 
 _MANUFACTURER = "MediSee developers"
 _SERIES_NUMBERS = {"seg": 9001, "sr": 9002}
@@ -36,22 +36,25 @@ _MAY_BE_EMPTY = (
 _MUST_BE_THERE = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "SOPClassUID")
 
 
-def write_seg(path: Path, answer: Answer | VolumeAnswer) -> None:
-    """Write a DICOM-SEG with one binary segment for each finding.
+def encode_seg(answer: Answer | VolumeAnswer) -> bytes:
+    """A DICOM-SEG with one binary segment for each finding.
 
     Raises InputError when the source has changed since it was read, or lacks what a SEG must
     repeat. `medisee.io.writing.check_formats` has seen to the rest.
     """
-    segmentation, _ = _segmentation(answer)
-    segmentation.save_as(path, enforce_file_format=True)
+    return _encode(_segmentation(answer)[0])
 
 
-def write_seg_and_sr(seg_path: Path, sr_path: Path, answer: Answer | VolumeAnswer) -> None:
-    """Write a DICOM-SEG, and an SR that measures its segments and holds the explanation."""
+def encode_seg_and_sr(answer: Answer | VolumeAnswer) -> tuple[bytes, bytes]:
+    """A DICOM-SEG, and an SR that measures its segments and holds the explanation."""
     segmentation, sources = _segmentation(answer)
-    report = _report(answer, segmentation, sources)
-    segmentation.save_as(seg_path, enforce_file_format=True)
-    report.save_as(sr_path, enforce_file_format=True)
+    return _encode(segmentation), _encode(_report(answer, segmentation, sources))
+
+
+def _encode(dataset: Any) -> bytes:
+    stream = io.BytesIO()
+    dataset.save_as(stream, enforce_file_format=True)
+    return stream.getvalue()
 
 
 def _segmentation(answer: Answer | VolumeAnswer) -> tuple[Any, list[Any]]:

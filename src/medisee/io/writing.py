@@ -18,7 +18,15 @@ from medisee.extras import needs_extra
 from medisee.io.volume import MedicalVolume, VolumeAnswer, findings_of
 from medisee.structures import Answer, MedicalImage
 
-__all__ = ["FORMATS", "check_formats", "free_stem", "parse_formats", "write_answer"]
+__all__ = [
+    "FORMATS",
+    "check_formats",
+    "encode_results",
+    "free_stem",
+    "parse_formats",
+    "why_not",
+    "write_answer",
+]
 
 FORMATS = ("nifti", "seg", "sr")
 """What can be written beside overlay, JSON and mask PNGs. `sr` brings `seg`, which it refers to."""
@@ -44,21 +52,24 @@ def check_formats(image: MedicalImage | MedicalVolume, formats: Sequence[str]) -
     Raises InputError for a SEG or SR about what is no DICOM file and for NIfTI without a place in
     a patient; MissingExtraError without the extra `dicom`.
     """
-    place = image.reference
     if {"seg", "sr"} & set(formats):
         with needs_extra("DICOM output", "dicom"):
             import highdicom  # noqa: F401
+    for name in formats:
+        if (reason := why_not(image, name)) is not None:
+            out = "nifti" if name == "nifti" else "seg and sr"
+            raise InputError(f"{image.source}: {reason}; leave {out} out")
+
+
+def why_not(image: MedicalImage | MedicalVolume, name: str) -> str | None:
+    """Why results about `image` cannot be had in the format `name`; None where they can."""
+    place = image.reference
+    if name in ("seg", "sr"):
         if place is None or place.kind != "dicom" or not place.files:
-            raise InputError(
-                f"{image.source}: is not a DICOM file, so no DICOM result can refer to it; "
-                "leave seg and sr out"
-            )
-    unplaced = place is None or not place.files
-    if "nifti" in formats and (unplaced or (place.kind == "dicom" and image.affine is None)):  # type: ignore[union-attr]
-        raise InputError(
-            f"{image.source}: does not state where evenly spaced slices lie in a patient, which "
-            "NIfTI needs; leave nifti out"
-        )
+            return "is not a DICOM file, so no DICOM result can refer to it"
+    elif place is None or not place.files or (place.kind == "dicom" and image.affine is None):
+        return "does not state where evenly spaced slices lie in a patient, which NIfTI needs"
+    return None
 
 
 def write_answer(
@@ -162,40 +173,41 @@ def _write(
         for number, finding in enumerate(answer.findings, start=1):
             names.append(f"{stem}.{number}.mask.png")
             Image.fromarray(finding.mask.astype(np.uint8) * 255).save(folder / names[-1])
-    if answer.findings:
-        names += _write_volumes(answer, folder, stem, formats)
+    for ending, content in encode_results(answer, formats).items():
+        names.append(f"{stem}.{ending}")
+        (folder / names[-1]).write_bytes(content)
     return names
 
 
-def _write_volumes(
-    answer: Answer | VolumeAnswer, folder: Path, stem: str, formats: Sequence[str]
-) -> list[str]:
-    """Write the findings in the terms of their source; the names of the files."""
-    names = []
+def encode_results(answer: Answer | VolumeAnswer, formats: Sequence[str]) -> dict[str, bytes]:
+    """The findings in the terms of their source: content by ending, none for a refusal.
+
+    `nifti` gives "<n>.mask.nii.gz", `seg` gives "seg.dcm", `sr` that and "sr.dcm". Raises
+    InputError as `write_answer`; `check_formats` has seen to what the source lacks.
+    """
+    files: dict[str, bytes] = {}
+    if not answer.findings:
+        return files
     if "nifti" in formats:
-        names += _write_niftis(answer, folder, stem)
-    seg, sr = f"{stem}.seg.dcm", f"{stem}.sr.dcm"
+        files |= _encode_niftis(answer)
     if "sr" in formats:
-        from medisee.io.segmentation import write_seg_and_sr
+        from medisee.io.segmentation import encode_seg_and_sr
 
-        write_seg_and_sr(folder / seg, folder / sr, answer)
-        names += [seg, sr]
+        files["seg.dcm"], files["sr.dcm"] = encode_seg_and_sr(answer)
     elif "seg" in formats:
-        from medisee.io.segmentation import write_seg
+        from medisee.io.segmentation import encode_seg
 
-        write_seg(folder / seg, answer)
-        names.append(seg)
-    return names
+        files["seg.dcm"] = encode_seg(answer)
+    return files
 
 
-def _write_niftis(answer: Answer | VolumeAnswer, folder: Path, stem: str) -> list[str]:
-    from medisee.io.nifti import write_nifti
+def _encode_niftis(answer: Answer | VolumeAnswer) -> dict[str, bytes]:
+    from medisee.io.nifti import encode_nifti
 
     place = answer.image.reference
     if place is None:
         raise AssertionError("check_formats refuses this")
-    names = []
-    for number, finding in enumerate(findings_of(answer), start=1):
-        names.append(f"{stem}.{number}.mask.nii.gz")
-        write_nifti(folder / names[-1], finding.masks, place, answer.image.affine)
-    return names
+    return {
+        f"{number}.mask.nii.gz": encode_nifti(finding.masks, place, answer.image.affine)
+        for number, finding in enumerate(findings_of(answer), start=1)
+    }

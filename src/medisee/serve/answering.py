@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import zipfile
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,6 +17,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from starlette.responses import Response
 
+from medisee.io import check_formats, encode_results, why_not
 from medisee.structures import Answer
 
 from .errors import ServeError, error_body
@@ -24,6 +27,7 @@ from .worker import Event
 __all__ = [
     "ANSWER_DOCS",
     "EVENTS",
+    "FILE_DOCS",
     "UNBUFFERED",
     "answer_dict",
     "answered",
@@ -106,19 +110,79 @@ def answer_dict(service: Service, answer: Answer) -> dict[str, Any]:
 
 
 def file_of(service: Service, answer: Answer, kind: str, number: int | None) -> Response:
-    """One of an answer's files; ServeError where it has none such."""
-    if kind == "answer":
-        return JSONResponse(answer_dict(service, answer))
-    if kind == "overlay":
-        return png(service, np.asarray(answer.overlay()))
-    if number is None or not 1 <= number <= len(answer.findings):
+    """One of an answer's files, or of its finding `number`; ServeError where it has none such."""
+    if number is None and kind in _OF_ALL:
+        return _OF_ALL[kind](service, answer)
+    if kind not in _OF_ONE:
+        raise ServeError(404, "no_file", "there is no such file")
+    if number is None or number > len(answer.findings):
         raise ServeError(404, "no_file", "the answer has no finding of this number")
-    finding = answer.findings[number - 1]
-    if kind == "mask":
-        return png(service, finding.mask.astype(np.uint8) * 255)
-    if finding.similarity is None:
+    return _OF_ONE[kind](service, replace(answer, findings=[answer.findings[number - 1]]))
+
+
+def _overlay(service: Service, answer: Answer) -> Response:
+    return png(service, np.asarray(answer.overlay()))
+
+
+def _json(service: Service, answer: Answer) -> Response:
+    return JSONResponse(answer_dict(service, answer))
+
+
+def _mask(service: Service, answer: Answer) -> Response:
+    return png(service, answer.findings[0].mask.astype(np.uint8) * 255)
+
+
+def _similarity(service: Service, answer: Answer) -> Response:
+    values = answer.findings[0].similarity
+    if values is None:
         raise ServeError(404, "no_file", "this model gives no similarity maps")
-    return png(service, _grey(finding.similarity))
+    return png(service, _grey(values))
+
+
+def _nifti(service: Service, answer: Answer) -> Response:
+    return Response(_medical(answer, "nifti")["1.mask.nii.gz"], media_type="application/gzip")
+
+
+def _seg(service: Service, answer: Answer) -> Response:
+    return Response(_medical(answer, "seg")["seg.dcm"], media_type="application/dicom")
+
+
+def _report(service: Service, answer: Answer) -> Response:
+    """The SR and the SEG that it refers to: made together, so they travel together."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in _medical(answer, "sr").items():
+            archive.writestr(name, content)
+    return Response(buffer.getvalue(), media_type="application/zip")
+
+
+def _medical(answer: Answer, name: str) -> dict[str, bytes]:
+    """The findings in a format of `medisee.io.FORMATS`."""
+    if (reason := why_not(answer.image, name)) is not None:
+        raise ServeError(404, "no_file", f"the image {reason}")
+    if not answer.findings:
+        raise ServeError(404, "no_file", "the answer has no finding")
+    check_formats(answer.image, [name])
+    return encode_results(answer, [name])
+
+
+_OF_ALL = {"overlay.png": _overlay, "answer.json": _json, "seg.dcm": _seg, "report.zip": _report}
+_OF_ONE = {"mask.png": _mask, "similarity.png": _similarity, "mask.nii.gz": _nifti}
+
+FILE_DOCS: dict[int | str, dict[str, Any]] = {
+    200: {
+        "content": {
+            kind: {}
+            for kind in (
+                "image/png",
+                "application/json",
+                "application/dicom",
+                "application/gzip",
+                "application/zip",
+            )
+        }
+    }
+}
 
 
 def _grey(values: NDArray[Any]) -> NDArray[np.uint8]:

@@ -9,9 +9,10 @@ from fastapi import APIRouter, Depends, Path, Query, Request
 from pydantic import BaseModel, Field
 from starlette.responses import Response
 
+from medisee.io import FORMATS, why_not
 from medisee.structures import Orientation
 
-from .answering import ANSWER_DOCS, answered, file_of, png
+from .answering import ANSWER_DOCS, FILE_DOCS, answered, file_of, png
 from .errors import RESPONSES, ServeError
 from .requests import AskRequest, SessionRequest, body_docs
 from .service import Service, service_of, unless_gone
@@ -21,7 +22,7 @@ __all__ = ["router"]
 
 router = APIRouter(prefix="/v1/sessions", tags=["sessions"], responses=RESPONSES)
 
-_FILE = re.compile(r"(overlay|mask|similarity|answer)(?:-([1-9][0-9]{0,2}))?\.(png|json)")
+_FILE = re.compile(r"([a-z]{1,12})(?:-([1-9][0-9]{0,2}))?\.(png|json|nii\.gz|dcm|zip)")
 
 Key = Annotated[str, Path(alias="session", max_length=64)]
 Serving = Annotated[Service, Depends(service_of)]
@@ -43,6 +44,9 @@ class ImageInfo(BaseModel):
     grey: bool = Field(description="Whether a window can be chosen.")
     values: tuple[float, float] | None = Field(description="Lowest and highest grey value.")
     notes: list[str] = Field(description="What the reader decided: slice, frame, window.")
+    formats: dict[str, str | None] = Field(
+        description="Medical formats of results: null where they can be had, else why not."
+    )
 
 
 class SessionInfo(BaseModel):
@@ -79,6 +83,7 @@ def _describe(held: Held, service: Service) -> SessionInfo:
             grey=grey,
             values=_range(image.pixels) if grey else None,
             notes=list(image.notes),
+            formats={name: why_not(image, name) for name in FORMATS},
         ),
         suggestions=held.suggestions,
         provenance=service.identity,
@@ -139,7 +144,7 @@ async def ask(key: Key, request: Request, service: Serving) -> Response:
 @router.get(
     "/{session}/files/{name}",
     response_class=Response,
-    responses={200: {"content": {"image/png": {}, "application/json": {}}}},
+    responses=FILE_DOCS,
 )
 async def file(
     key: Key,
@@ -147,11 +152,15 @@ async def file(
     name: Annotated[str, Path(max_length=32, pattern=f"^{_FILE.pattern}$")],
     round: Annotated[int | None, Query(ge=1, le=1_000_000)] = None,
 ) -> Response:
-    """Of a round (by default the last): overlay.png, mask-N.png, similarity-N.png, answer.json."""
+    """Of a round (by default the last): overlay.png, mask-N.png, similarity-N.png, answer.json.
+
+    And in the terms of the image's file, where its `formats` say so: mask-N.nii.gz, seg.dcm, and
+    report.zip with an SR and the SEG that it refers to.
+    """
     held = service.store.get(key)
     match = _FILE.fullmatch(name)
-    if match is None or (match[3] == "json") != (match[1] == "answer"):
+    if match is None:
         raise ServeError(404, "no_file", "there is no such file")
     number = int(match[2]) if match[2] else None
     answer = await service.aside(held.answer, round)
-    return await service.aside(file_of, service, answer, match[1], number)
+    return await service.aside(file_of, service, answer, f"{match[1]}.{match[3]}", number)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import fields, is_dataclass, replace
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -142,18 +142,21 @@ class _Packed:
 
 
 def _bytes_of(session: Any) -> int:
-    """Memory of a session: its image, and the arrays of whatever the model keeps of it."""
+    """Memory of a session: its image, the file it came from, and what the model keeps of it."""
     own = {name: value for name, value in vars(session).items() if name != "model"}
-    return sum(_nbytes(value) for value in _walk(own))
+    # Every slice of an archive refers to the same bytes.
+    return sum({id(value): _nbytes(value) for value in _walk(own.values())}.values())
 
 
-def _walk(values: Mapping[str, Any]) -> Iterator[Any]:
-    """The values, and those in the fields of dataclasses among them."""
-    for value in values.values():
+def _walk(values: Iterable[Any]) -> Iterator[Any]:
+    """The values, and those in tuples and in the fields of dataclasses among them."""
+    for value in values:
         yield value
-        if is_dataclass(value) and not isinstance(value, type):
-            yield from _walk({each.name: getattr(value, each.name) for each in fields(value)})
+        if isinstance(value, tuple):
+            yield from _walk(value)
+        elif is_dataclass(value) and not isinstance(value, type):
+            yield from _walk(getattr(value, each.name) for each in fields(value))
 
 
 def _nbytes(value: Any) -> int:
-    return int(getattr(value, "nbytes", None) or 0)
+    return len(value) if isinstance(value, bytes) else int(getattr(value, "nbytes", None) or 0)
