@@ -14,7 +14,7 @@ from tiny import save_nano
 import medisee
 from medisee.calibration import Calibration
 from medisee.categories import Categories
-from medisee.errors import ModelError
+from medisee.errors import MediSeeError, ModelError
 from medisee.hub import GRAPHS, compiled
 
 pytest.importorskip("onnxscript", reason="compiling needs the extra 'compile'")
@@ -182,7 +182,7 @@ def test_asking_needs_no_torch(folder, tmp_path, statement):
 
 
 def fails(folder, **options):
-    with pytest.raises(ModelError) as caught:
+    with pytest.raises(MediSeeError) as caught:
         medisee.load(str(folder), **options)
     message = str(caught.value)
     assert "\n" not in message
@@ -251,7 +251,24 @@ def test_a_truncated_weight_file(copy):
 
 def test_other_devices_and_runtimes(folder):
     assert "CPU" in fails(folder, device="cuda", runtime="onnx")
-    assert "onnx or torch" in fails(folder, runtime="tensorrt")
+    assert "openvino or torch" in fails(folder, runtime="tensorrt")
+
+
+def test_openvino_encodes_as_onnxruntime_does(folder, copy, tmp_path, monkeypatch):
+    pytest.importorskip("openvino", reason="openvino is not installed")
+    monkeypatch.setattr("medisee.runtime.graphs.cache_folder", lambda: tmp_path / "cache")
+    plain, other = (medisee.load(str(folder), runtime=name) for name in ("onnx", "openvino"))
+    image = plain.processor.segmenter_input(np.repeat(PICTURE[..., None], 3, axis=2))
+    expected, found = (m.runtime.encode(image).embedding for m in (plain, other))
+    # Bfloat16, where the processor has it, keeps two to three digits.
+    np.testing.assert_allclose(found, expected, atol=0.05 * np.abs(expected).max())
+    (copy / "encoder.onnx").write_bytes(b"not a graph")
+    assert "medisee compile" in fails(copy, runtime="openvino")
+
+
+def test_openvino_is_an_extra(folder, monkeypatch):
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    assert "medisee[openvino]" in fails(folder, runtime="openvino")
 
 
 def test_only_packed_nano_like_models_are_compiled(tmp_path):

@@ -10,14 +10,11 @@ h size of an attention head, C channels, E embedding side.
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,27 +25,15 @@ from ..hub import GRAPHS
 from ..packing import FILE, SCALE, dequantise
 from ..phrases import speak
 from ..processing import TOKENS_PER_TARGET, MediSeeProcessor, RawAnswer, SegmenterInput
+from .graphs import Graph, OpenVinoGraph, weights_digest
 
 __all__ = ["OnnxRuntime", "weights_digest"]
-
-DIGEST = "weights"
-"""Metadata of a graph: the digest of the packed weights that it was made for."""
-
-NOT_IMPLEMENTED = ("NOT_IMPLEMENTED", "not a registered function/op", "opset", "Opset")
-"""What onnxruntime says of a graph that is too new for it."""
 
 MAX_TARGETS = 8
 UNSEEN = np.float32(-1e9)
 EMBEDDINGS = "mllm.language_model.embed_tokens.weight"
 
 Floats = NDArray[np.float32]
-
-
-def weights_digest(folder: Path) -> str:
-    """What ties graphs to their weights: the packed file's header, where every array lies."""
-    with (folder / FILE).open("rb") as file:
-        size = int.from_bytes(file.read(8), "little")
-        return hashlib.sha256(file.read(size)).hexdigest()[:16]
 
 
 @dataclass(frozen=True)
@@ -92,7 +77,11 @@ class OnnxRuntime:
     """8-bit activations round otherwise in other company: boxes move by a pixel or two."""
 
     def __init__(
-        self, folder: Path, processor: MediSeeProcessor, categories: Categories | None
+        self,
+        folder: Path,
+        processor: MediSeeProcessor,
+        categories: Categories | None,
+        openvino: bool,
     ) -> None:
         self.processor = processor
         self.categories = categories
@@ -104,18 +93,24 @@ class OnnxRuntime:
         self._head: int = text["head_dim"]
         self._theta = float(text["rope_parameters"]["rope_theta"])
         self._embeddings = _Embeddings.load(folder)
-        self._encoder, self._language, self._locate = (_Graph(folder, name) for name in GRAPHS)
+        encoder, language, locate = GRAPHS
+        self._encoder = (OpenVinoGraph if openvino else Graph)(folder, encoder)
+        self._language, self._locate = Graph(folder, language), Graph(folder, locate)
 
     @classmethod
-    def load(cls, folder: Path, processor: MediSeeProcessor) -> OnnxRuntime:
+    def load(cls, folder: Path, processor: MediSeeProcessor, openvino: bool = False) -> OnnxRuntime:
         """Loads a compiled model folder.
+
+        Args:
+            openvino: the image encoder, most of a fresh image's cost, runs on OpenVINO.
 
         Raises:
             ModelError: graphs that are missing, damaged, made for other weights, or too new for
                 the onnxruntime that is installed.
+            MissingExtraError: OpenVINO is asked for and not installed.
         """
         categories = speaking_categories(folder, processor.phrases)
-        return cls(folder, processor, categories)
+        return cls(folder, processor, categories, openvino)
 
     # ---- phase 1 -----------------------------------------------------------------------------
 
@@ -295,73 +290,6 @@ class _Embeddings:
     def __call__(self, ids: NDArray[np.int64]) -> Floats:
         """(Q, L) -> (Q, L, d)."""
         return dequantise(self.blocks[ids], self.scale[ids])
-
-
-class _Graph:
-    """One compiled graph; whatever onnxruntime raises becomes an error that a user can read."""
-
-    def __init__(self, folder: Path, name: str) -> None:
-        import onnxruntime
-
-        path = folder / f"{name}.onnx"
-        if not path.is_file():
-            raise ModelError(
-                f"{folder} has no {name}.onnx; make it with `medisee compile {folder}`"
-            )
-        try:
-            self._session = onnxruntime.InferenceSession(
-                path, _options(), providers=["CPUExecutionProvider"]
-            )
-        except Exception as error:  # onnxruntime raises its own kinds, of no common base
-            raise _unusable(path, error, onnxruntime.__version__) from error
-        made_for = self._session.get_modelmeta().custom_metadata_map.get(DIGEST)
-        if made_for != weights_digest(folder):
-            raise ModelError(
-                f"{path} was made for other weights; make it anew with `medisee compile {folder}`"
-            )
-        self._outputs = [output.name for output in self._session.get_outputs()]
-
-    def __call__(self, **given: NDArray[Any]) -> dict[str, Floats]:
-        """Outputs by name, in the graph's order."""
-        try:
-            found = self._session.run(None, given)
-        except Exception as error:
-            if _lacks_memory(error):
-                raise MemoryError from error
-            raise
-        return dict(zip(self._outputs, found, strict=True))
-
-
-def _options() -> Any:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = min(2, os.cpu_count() or 1)
-    # A waiting thread sleeps, so that nothing starves beside us.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    options.log_severity_level = 3
-    return options
-
-
-def _unusable(path: Path, error: Exception, version: str) -> Exception:
-    """Why a graph cannot be loaded, and what helps."""
-    if _lacks_memory(error):
-        return MemoryError()
-    reason = str(error).strip().split("\n")[0]
-    if any(sign in reason for sign in NOT_IMPLEMENTED):
-        return ModelError(
-            f"onnxruntime {version} lacks what {path} needs: install onnxruntime 1.22 or newer, or "
-            "use runtime torch"
-        )
-    return ModelError(
-        f"{path} cannot be run: {reason}; make it anew with `medisee compile {path.parent}`, or "
-        "use runtime torch"
-    )
-
-
-def _lacks_memory(error: Exception) -> bool:
-    text = str(error)
-    return isinstance(error, MemoryError) or "bad_alloc" in text or "Failed to allocate" in text
 
 
 def _handle(stream: _Stream, row: int) -> _Handle:

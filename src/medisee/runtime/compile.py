@@ -29,7 +29,7 @@ from ..model import MediSeeModel
 from ..model.inference import load_weights
 from ..model.mllm import SharedEncoderMLLM
 from ..packing import FILE, SCALE
-from . import DIGEST, weights_digest
+from .graphs import DIGEST, weights_digest
 
 OPSET = 20
 """The first one with GELU as one operator."""
