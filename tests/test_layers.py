@@ -22,7 +22,7 @@ def above(rooms: str) -> set[str]:
 
 
 # What the doors to people may use: protocols and results, nothing of how a model works inside.
-FRONT = above("io examples hub questions predictor volume training evaluation engine data")
+FRONT = above("io dicomweb examples hub questions predictor volume training evaluation engine data")
 
 # A room is a module or package below medisee; the longest name that fits a file is its room.
 MAY_IMPORT: dict[str, set[str]] = {
@@ -69,6 +69,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     ),
     "evaluation.systems": above("hub predictor processing model model.convert data evaluation"),
     "volume": BASE | {"io", "questions"},
+    "dicomweb": BASE | {"io"},
     "serve": FRONT,
     "mcp_server": FRONT,
     "commands": FRONT

@@ -6,7 +6,10 @@ import logging
 
 __all__ = ["silence_readers"]
 
-_READERS = ("pydicom", "highdicom", "nibabel", "PIL", "python_multipart")
+_READERS = (
+    *("pydicom", "highdicom", "nibabel", "PIL", "python_multipart"),
+    *("dicomweb_client", "retrying", "urllib3"),
+)
 """Their log lines quote what they read, patient details too, when a value is odd."""
 
 

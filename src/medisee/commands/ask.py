@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from medisee.commands.asking import (
+    at_hand,
     check_folder,
+    check_sink,
     load_model,
     open_image,
     open_session,
@@ -32,9 +34,11 @@ from medisee.commands.options import (
     PrecisionOption,
     SeriesOption,
     SliceOption,
+    StoreOption,
     WindowOption,
 )
 from medisee.commands.screen import print_json, print_question, spinner
+from medisee.errors import InputError
 from medisee.questions import check_question
 
 if TYPE_CHECKING:
@@ -75,6 +79,7 @@ def ask(
     series: SeriesOption = None,
     hide: HideOption = None,
     as_: AsOption = "",
+    store: StoreOption = None,
 ) -> None:
     """Ask an image or a whole volume questions; get masks, boxes and explanations.
 
@@ -83,7 +88,8 @@ def ask(
     writes files only where --out is given; one question prints an object, several an array.
 
     A NIfTI volume or a DICOM series is asked slice by slice and answered as one, with
-    STEM.1.mask.nii.gz ...; stopped with Ctrl-C, the same command goes on where it was.
+    STEM.1.mask.nii.gz ...; stopped with Ctrl-C, the same command goes on where it was. So is a
+    series in an archive: https://SERVER/dicom-web/studies/UID/series/UID.
 
     Example: medisee ask example:abdomen-mr "Which organ makes bile?" --out results
     """
@@ -94,16 +100,23 @@ def ask(
     formats = parse_formats(as_)
     if folder is not None:
         check_folder(folder)
-    task = _Task(checked, model, device, precision, explain, as_json, folder, overwrite, formats)
+    if store is not None:
+        if folder is None:
+            raise InputError("--store sends the files that are written; name --out DIR too")
+        formats = check_sink(store, formats)
+    task = _Task(
+        checked, model, device, precision, explain, as_json, folder, overwrite, formats, store
+    )
     cut = "" if plane is None else plane.value
     choices: dict[str, Any] = {"frame": frame, "window": window, "series": series}
     choices["hide"] = hide or ()
-    if slice_ is None and holds_volume(image):
-        with open_volume(image, plane=cut or None, **choices) as volume:
-            answers: Sequence[Answer | VolumeAnswer] = _ask_volume(volume, task)
-    else:
-        opened = open_image(image, slice_, plane, **choices)
-        answers = _ask_image(opened, task)
+    with at_hand(image, series) as source:
+        if slice_ is None and holds_volume(source):
+            with open_volume(source, plane=cut or None, **choices) as volume:
+                answers: Sequence[Answer | VolumeAnswer] = _ask_volume(volume, task)
+        else:
+            opened = open_image(source, slice_, plane, **choices)
+            answers = _ask_image(opened, task)
     if fail_on_refusal and any(answer.refusal is not None for answer in answers):
         raise typer.Exit(REFUSED)
 
@@ -121,6 +134,7 @@ class _Task:
     folder: Path | None
     overwrite: bool
     formats: tuple[str, ...]
+    store: str | None
 
 
 def _ask_image(image: MedicalImage, task: _Task) -> Sequence[Answer]:
@@ -133,7 +147,7 @@ def _ask_image(image: MedicalImage, task: _Task) -> Sequence[Answer]:
     answer_all = _print_answers if task.as_json else _show_answers
     answers = answer_all(session, task.questions, task.explain)
     if task.folder is not None:
-        save_answers(answers, task.folder, task.overwrite, task.formats)
+        save_answers(answers, task.folder, task.overwrite, task.formats, task.store)
     return answers
 
 
@@ -152,7 +166,7 @@ def _ask_volume(volume: MedicalVolume, task: _Task) -> Sequence[VolumeAnswer]:
             for answer in answers:
                 show_volume_answer(answer)
         if task.folder is not None:
-            save_answers(answers, task.folder, task.overwrite, formats)
+            save_answers(answers, task.folder, task.overwrite, formats, task.store)
     return answers
 
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from medisee.commands.screen import (
+    counting,
     describe_image,
     output,
     plain,
+    print_error,
     print_refusal,
     print_result,
     print_text,
@@ -25,7 +28,9 @@ if TYPE_CHECKING:
     from medisee.structures import Answer, MedicalImage
 
 __all__ = [
+    "at_hand",
     "check_folder",
+    "check_sink",
     "load_model",
     "open_image",
     "open_session",
@@ -33,6 +38,32 @@ __all__ = [
     "show_answer",
     "show_image",
 ]
+
+
+@contextmanager
+def at_hand(source: str, series: int | None = None) -> Iterator[str]:
+    """The source as `medisee.io` opens it: what has a DICOMweb address is retrieved for the block.
+
+    A bar on standard error tells how far that is.
+    """
+    from medisee.dicomweb import is_address, retrieved
+
+    if not is_address(source):
+        yield source
+        return
+    with ExitStack() as kept:
+        with counting("Retrieving") as advance:
+            place = kept.enter_context(retrieved(source, series, advance))
+        yield str(place)
+
+
+def check_sink(address: str, formats: Sequence[str]) -> tuple[str, ...]:
+    """The formats to write for an archive, which takes DICOM only; InputError if it takes none."""
+    from medisee.dicomweb import check_store
+
+    with spinner("Calling the archive ..."):
+        check_store(address)
+    return tuple(formats) if {"seg", "sr"} & set(formats) else (*formats, "seg")
 
 
 def open_image(
@@ -164,12 +195,21 @@ def save_answers(
     folder: Path,
     overwrite: bool = False,
     formats: Sequence[str] = (),
+    sink: str | None = None,
 ) -> None:
     """Write the files of answers about one image and say where they lie.
 
-    Unless `overwrite` is on, a number is added to their names where those are taken.
+    Unless `overwrite` is on, a number is added to their names where those are taken. sink: the
+    archive that DICOM results are sent to.
     """
     from medisee.io import free_stem, write_answer
 
     stem = None if overwrite else free_stem(answers, folder)
-    print_written(write_answer(answers, folder, stem=stem, overwrite=overwrite, formats=formats))
+    written = write_answer(answers, folder, stem=stem, overwrite=overwrite, formats=formats)
+    print_written(written)
+    if sink is not None:
+        from medisee.dicomweb import store
+
+        with spinner("Storing ..."):
+            stored = store(sink, written)
+        print_error(f"stored {stored} DICOM results in the archive")

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from medisee.commands.screen import (
+    counting,
     plain,
     plain_table,
     print_error,
     print_question,
     print_refusal,
     print_text,
-    progress,
 )
 
 if TYPE_CHECKING:
@@ -56,23 +56,13 @@ def answered(
         journal = Journal(folder / f".medisee-{fingerprint(model, volume, questions)}.jsonl")
         if done := len(journal.read()):
             print_error(f"{done} of {len(volume)} slices were done before; going on")
-    with _bar(len(volume)) as advance:
+    with counting("Slices") as advance:
         answers = ask_volume(
             model, volume, questions, explain=explain, journal=journal, progress=advance
         )
     yield answers
     if journal is not None:
         journal.close()
-
-
-@contextmanager
-def _bar(total: int) -> Iterator[Any]:
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
-
-    columns = ("Slices", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=progress(), transient=True) as bar:
-        task = bar.add_task("slices", total=total)
-        yield lambda done, _: bar.update(task, completed=done)
 
 
 def show_volume_answer(answer: VolumeAnswer) -> None:

@@ -1,4 +1,4 @@
-"""`medisee batch`: the same questions to all images of a folder."""
+"""`medisee batch`: the same questions to all images of a folder or of an archive."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import re
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -16,9 +16,9 @@ from typing import Annotated, Any
 
 import typer
 
-from medisee.commands.asking import check_folder
-from medisee.commands.options import AsOption, DeviceOption, ModelOption
-from medisee.commands.screen import plain, plain_table, print_text, progress
+from medisee.commands.asking import check_folder, check_sink
+from medisee.commands.options import AsOption, DeviceOption, ModelOption, StoreOption
+from medisee.commands.screen import counting, plain, plain_table, print_text, progress, spinner
 from medisee.errors import InputError, MediSeeError
 from medisee.hub import find_model
 from medisee.questions import check_question
@@ -32,25 +32,32 @@ _SUFFIX = re.compile(r"\.(png|jpe?g|tiff?|bmp|webp|dcm|nii(\.gz)?|zip)$", re.IGN
 
 
 @dataclass(frozen=True)
+class _Source:
+    """Where an image or volume is, what results and report call it, and a word that changes when
+    it does."""
+
+    place: str
+    name: str
+    state: str
+
+
+@dataclass(frozen=True)
 class _Job:
     """One image or volume and what to do with it; plain values, so that workers can take it."""
 
-    source: str
-    name: str
+    source: _Source
     questions: tuple[str, ...]
     out: str
     model: str
     device: str | None
     explain: bool
     formats: tuple[str, ...]
+    store: str | None
 
     @property
     def key(self) -> str:
-        """Changes when the file, the questions or the way of asking do."""
-        path = Path(self.source)
-        files = [path] if path.is_file() else sorted(p for p in path.iterdir() if p.is_file())
-        stats = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-        told = json.dumps([stats, asdict(self)], sort_keys=True)
+        """Changes when the images, the questions or the way of asking do."""
+        told = json.dumps(asdict(self), sort_keys=True)
         return hashlib.sha256(told.encode()).hexdigest()[:16]
 
 
@@ -68,8 +75,12 @@ class _Outcome:
 
 def batch(
     folder: Annotated[
-        Path,
-        typer.Argument(metavar="FOLDER", help="Images, volumes and DICOM series, at any depth."),
+        str,
+        typer.Argument(
+            metavar="FOLDER",
+            help="Images, volumes and DICOM series, at any depth; or a DICOMweb search, such as "
+            "https://SERVER/dicom-web/studies?StudyDate=20260101-.",
+        ),
     ],
     questions: Annotated[
         Path,
@@ -87,11 +98,12 @@ def batch(
         bool, typer.Option("--explain/--no-explain", help="Explain in words, or masks alone.")
     ] = True,
     as_: AsOption = "",
+    store: StoreOption = None,
     device: DeviceOption = None,
     workers: Annotated[int, typer.Option(min=1, help="Processes; each loads the model.")] = 1,
     ray: Annotated[str, typer.Option(help="Ray cluster to use: auto, or ray://HEAD:10001.")] = "",
 ) -> None:
-    """Ask the same questions about all images of a folder.
+    """Ask the same questions about all images of a folder, or all series of an archive.
 
     Results lie in --out as the images lie in FOLDER. OUT/report.jsonl tells what was done and
     what failed and why. The same command again goes on where it was stopped, and tries again
@@ -105,15 +117,17 @@ def batch(
     check_folder(out)
     asked = _read_questions(questions)
     find_model(model)
-    found = list(_sources(folder, out))
-    stems = _stems([name for _, name in found])
+    if store is not None:
+        formats = check_sink(store, formats)
+    found = _found(folder, out)
+    stems = _stems([source.name for source in found])
     jobs = [
-        _Job(str(source), name, own, str(out / stem), model, device, explain, formats)
-        for (source, name), stem in zip(found, stems, strict=True)
-        if (own := asked.of(name))
+        _Job(source, own, str(out / stem), model, device, explain, formats, store)
+        for source, stem in zip(found, stems, strict=True)
+        if (own := asked.of(source.name))
     ]
     if not jobs:
-        raise InputError(f"{folder}: holds no image that there is a question for")
+        raise InputError(f"{_shown(folder)}: holds no image that there is a question for")
     report = out / "report.jsonl"
     done = _done(report)
     left = [job for job in jobs if job.key not in done]
@@ -155,8 +169,27 @@ def _read_questions(path: Path) -> _Questions:
     return _Questions(tuple(check_question(line) for line in lines), {})
 
 
-def _sources(folder: Path, out: Path) -> Iterator[tuple[Path, str]]:
-    """Images below the folder with their names in it; a folder of DICOM slices is one source.
+def _found(place: str, out: Path) -> list[_Source]:
+    """What is to be asked about: in a folder, or in an archive by study and series."""
+    from medisee.dicomweb import is_address, search
+
+    if not is_address(place):
+        return list(_in_folder(Path(place), out))
+    with spinner("Searching ..."):
+        found = search(place)
+    return [
+        _Source(series.address, f"{series.study}/{series.uid}", str(series.images))
+        for series in found
+    ]
+
+
+def _shown(place: str) -> str:
+    """A search without its filters, which may say whose images are wanted."""
+    return place.partition("?")[0]
+
+
+def _in_folder(folder: Path, out: Path) -> Iterator[_Source]:
+    """Images below the folder; a folder of DICOM slices is one source.
 
     The results' own folder is left out, should it lie inside.
     """
@@ -169,11 +202,17 @@ def _sources(folder: Path, out: Path) -> Iterator[tuple[Path, str]]:
         files = sorted(path for path in where.iterdir() if path.is_file())
         slices = [path for path in files if _is_dicom(path)]
         if len(slices) > 1:
-            yield where, where.relative_to(folder).as_posix()
+            yield _Source(str(where), where.relative_to(folder).as_posix(), _state(files))
             files = [path for path in files if path not in slices]
         for path in files:
             if _SUFFIX.search(path.name) or path in slices:
-                yield path, path.relative_to(folder).as_posix()
+                yield _Source(str(path), path.relative_to(folder).as_posix(), _state([path]))
+
+
+def _state(files: Sequence[Path]) -> str:
+    """Names, sizes and times of change."""
+    stats = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    return hashlib.sha256(json.dumps(stats).encode()).hexdigest()
 
 
 def _stems(names: Sequence[str]) -> list[str]:
@@ -202,56 +241,57 @@ def _done(report: Path) -> set[str]:
 
 
 def _run(jobs: Sequence[_Job], report: Path, workers: int, ray: str) -> Iterator[_Outcome]:
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
-
     from medisee.parallel import each
 
     report.parent.mkdir(parents=True, exist_ok=True)
-    columns = ("Images", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with (
-        Progress(*columns, console=progress(), transient=True) as bar,
-        report.open("a", encoding="utf-8") as lines,
-    ):
-        task = bar.add_task("images", total=len(jobs))
-        for outcome in each(_answer, jobs, workers, ray=ray):
+    with counting("Images") as advance, report.open("a", encoding="utf-8") as lines:
+        advance(0, len(jobs))
+        for done, outcome in enumerate(each(_answer, jobs, workers, ray=ray), start=1):
             lines.write(json.dumps(asdict(outcome), ensure_ascii=False) + "\n")
             lines.flush()
-            bar.advance(task)
+            advance(done, len(jobs))
             yield outcome
 
 
 def _answer(job: _Job) -> _Outcome:
     """Ask one image; what is wrong with it is told, and the others go on."""
+    from medisee.dicomweb import is_address, retrieved, store
     from medisee.io import write_answer
 
     started = time.perf_counter()
     failed, files, refusals = None, [], 0
     try:
-        answers = list(_ask(job))
-        place = Path(job.out)
-        formats = _formats(job, answers)
-        written = write_answer(
-            answers, place.parent, stem=place.name, overwrite=True, formats=formats
-        )
+        with ExitStack() as kept:
+            source = job.source.place
+            if is_address(source):
+                source = str(kept.enter_context(retrieved(source)))
+            answers = list(_ask(job, source))
+            place = Path(job.out)
+            formats = _formats(job, answers)
+            written = write_answer(
+                answers, place.parent, stem=place.name, overwrite=True, formats=formats
+            )
+        if job.store is not None:
+            store(job.store, written)
         files = [path.relative_to(place.parent).as_posix() for path in written]
         refusals = sum(answer.refusal is not None for answer in answers)
     except (MediSeeError, OSError, MemoryError) as error:
         failed = str(error) if isinstance(error, MediSeeError) else type(error).__name__
     seconds = round(time.perf_counter() - started, 2)
-    return _Outcome(job.name, job.key, failed, files, refusals, seconds)
+    return _Outcome(job.source.name, job.key, failed, files, refusals, seconds)
 
 
-def _ask(job: _Job) -> Iterable[Any]:
+def _ask(job: _Job, source: str) -> Iterable[Any]:
     from medisee.io import check_formats, holds_volume, open_volume, read_image
 
     model = _load(job.model, job.device)
-    if not holds_volume(job.source):
-        image = read_image(job.source)
+    if not holds_volume(source):
+        image = read_image(source)
         check_formats(image, job.formats)
         return model.open(image).ask(list(job.questions), explain=job.explain)
     from medisee.volume import ask_volume
 
-    with open_volume(job.source) as volume:
+    with open_volume(source) as volume:
         check_formats(volume, job.formats)
         return ask_volume(model, volume, job.questions, explain=job.explain)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from medisee.commands.asking import (
+    at_hand,
     check_folder,
     open_image,
     open_session,
@@ -61,7 +62,8 @@ def chat(
     """
     folder = out or Path()
     check_folder(folder)
-    opened = open_image(image, slice_, plane, frame, window)
+    with at_hand(image) as source:
+        opened = open_image(source, slice_, plane, frame, window)
     show_image(opened)
     session = open_session(opened, model, device, precision)
     if sys.stdin.isatty():

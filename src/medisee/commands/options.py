@@ -23,6 +23,7 @@ __all__ = [
     "RuntimeOption",
     "SeriesOption",
     "SliceOption",
+    "StoreOption",
     "WindowOption",
 ]
 
@@ -42,7 +43,7 @@ ImageArgument = Annotated[
     typer.Argument(
         metavar="IMAGE",
         help="PNG, JPEG, TIFF, BMP, WebP, DICOM or NIfTI file, a folder or ZIP archive with a "
-        "DICOM series, or example:NAME (see medisee examples).",
+        "DICOM series, a DICOMweb address, or example:NAME (see medisee examples).",
     ),
 ]
 ModelOption = Annotated[
@@ -53,7 +54,7 @@ DeviceOption = Annotated[
 ]
 RuntimeOption = Annotated[
     str | None,
-    typer.Option(help="onnx or torch. Default: onnx for a compiled model on the CPU."),
+    typer.Option(help="onnx, openvino or torch. Default: onnx for a compiled model on the CPU."),
 ]
 PrecisionOption = Annotated[
     str | None,
@@ -99,11 +100,19 @@ AsOption = Annotated[
         help="Write masks as nifti, seg (DICOM-SEG), sr (DICOM report) too, such as seg,sr.",
     ),
 ]
+StoreOption = Annotated[
+    str | None,
+    typer.Option(
+        "--store",
+        metavar="URL",
+        help="DICOMweb archive to send the results to, as DICOM-SEG, with --as sr a report too.",
+    ),
+]
 SeriesOption = Annotated[
     int | None,
     typer.Option(
         "--series",
-        help="Series Number, where a folder holds several. Default: the largest.",
+        help="Series Number, where a folder or study holds several. Default: a folder's largest.",
         rich_help_panel=_CHOICES,
     ),
 ]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from medisee.structures import Answer, Finding, MedicalImage
 
 __all__ = [
+    "counting",
     "describe_image",
     "findings_table",
     "human_bytes",
@@ -68,6 +70,20 @@ def spinner(label: str) -> AbstractContextManager[Any]:
     from rich.markup import escape
 
     return progress().status(escape(plain(label)))
+
+
+@contextmanager
+def counting(label: str) -> Iterator[Callable[[int, int | None], None]]:
+    """A bar on standard error, told (done, in all if that is known); silent in pipes."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+
+    console = progress()
+    columns = (label, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(
+        *columns, console=console, transient=True, disable=not console.is_terminal
+    ) as bar:
+        task = bar.add_task(label, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 def print_json(value: Any) -> None:
