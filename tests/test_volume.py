@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import zipfile
+from pathlib import Path
 
 import nibabel
 import numpy as np
@@ -16,6 +17,8 @@ from medisee.errors import InputError
 from medisee.io import open_volume, read_image
 from medisee.testing import FakeModel
 from medisee.volume import Journal, SliceAnswer, SliceFinding, ask_volume, fingerprint, link
+
+SCHEMA = Path(__file__).resolve().parents[1] / "docs" / "volume-answer.schema.json"
 
 
 def square(left, size=4, shape=(12, 20)):
@@ -163,9 +166,21 @@ def test_ask_takes_the_whole_volume_or_one_slice(run, fake, scan, tmp_path):
     assert (tmp_path / "one" / "scan.1.mask.png").is_file()
 
 
-def test_ask_json_of_a_volume(run, fake, scan):
-    done = run("ask", scan, "Where?", "--json")
-    assert json.loads(done.out)["schema"] == "medisee.volume-answer/1"
+def test_ask_json_of_a_volume_is_as_documented(run, tmp_path):
+    jsonschema = pytest.importorskip("jsonschema", reason="needs the extra dev")
+    check = jsonschema.Draft202012Validator(json.loads(SCHEMA.read_text(encoding="utf-8")))
+    slice_ = read_image("example:abdomen-mr").pixels.T[:, ::-1]
+    values = np.stack([slice_, slice_], axis=2).astype(np.int16)
+    affine = np.diag([-1.5, -1.5, 3, 1])
+    nibabel.save(nibabel.Nifti1Image(values, affine), tmp_path / "mr.nii.gz")
+    questions = ["Which organ makes bile?", "How is the weather?"]
+    found = []
+    for source in (tmp_path / "mr.nii.gz", write_series(tmp_path / "ct", depth=2)):
+        answers = json.loads(run("ask", source, *questions, "--json").out)
+        assert [error.message for value in answers for error in check.iter_errors(value)] == []
+        assert answers[1]["refusal"] == "not_medical"
+        found.append([finding["label"] for finding in answers[0]["findings"]])
+    assert found[0] == ["liver"]
 
 
 @pytest.mark.parametrize("packed", [False, True])
