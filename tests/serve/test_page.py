@@ -15,7 +15,7 @@ from starlette.testclient import TestClient
 from medisee.examples import list_examples
 from medisee.serve import page
 
-PAGES = ["index.html", "screening.html"]
+PAGES = ["index", "screening"]
 ASSETS = sorted(path.name for path in page.FILES.iterdir())
 
 
@@ -77,7 +77,7 @@ def test_no_file_names_another_place(name):
 
 @pytest.mark.parametrize("name", PAGES)
 def test_pages_hold_nothing_inline_and_name_only_files_that_are_there(name):
-    text = text_of(name)
+    text = page.document(name)
     assert not re.search(r"<style|\sstyle=|\son\w+=|<script(?![^>]*\ssrc=)", text)
     named = re.findall(r'(?:href|src)="page/([^"]+)"', text)
     assert named
@@ -85,8 +85,17 @@ def test_pages_hold_nothing_inline_and_name_only_files_that_are_there(name):
 
 
 @pytest.mark.parametrize("name", PAGES)
+def test_pages_are_whole_and_named(name):
+    text = page.document(name)
+    for tag in ("html", "head", "title", "body", "main"):
+        assert len(re.findall(rf"<{tag}[ >]", text)) == text.count(f"</{tag}>") == 1
+    assert "Research tool, not a medical device" in text
+    assert not re.search(r"https?://", text)
+
+
+@pytest.mark.parametrize("name", PAGES)
 def test_ids_are_unique_and_every_label_icon_and_description_leads_somewhere(name):
-    text = text_of(name)
+    text = page.document(name)
     ids = re.findall(r'\sid="([^"]+)"', text)
     assert len(ids) == len(set(ids))
     pointers = re.findall(r'(?:for|aria-labelledby|aria-describedby)="([^"]+)"', text)

@@ -256,6 +256,33 @@ def test_slices_and_windows_of_a_volume(page, tmp_path):
         assert page.problems() == []
 
 
+def test_medical_formats_are_offered_or_it_is_said_why_not(page, picture, downloads):
+    with live(create_app(FakeModel())) as place:
+        page.open(address(place), 390, 844)
+        give(page, picture)
+        page.until("document.body.dataset.state === 'open'")
+        ask(page, "Where is the liver?")
+        page.until_shown(".medical")
+        page.one(".medical summary").click()
+        assert "not a DICOM file" in page.text(".medical")
+        assert page.all(".medical button") == []
+
+        give(page, str(example_path("abdomen-mr")))
+        page.until("document.querySelector('#what').textContent.includes('MR')")
+        ask(page, "Where is the liver?")
+        page.until_shown(".medical")
+        page.one(".medical summary").click()
+        page.js("document.querySelector('.medical').scrollIntoView()")
+        for button in page.all(".medical button"):
+            button.click()
+        wanted = ("*.mask-1.nii.gz", "*.seg.dcm", "*.report.zip")
+        end = time.monotonic() + PATIENCE
+        while not all(list(downloads.glob(name)) for name in wanted):
+            assert time.monotonic() < end, list(downloads.iterdir())
+            time.sleep(0.1)
+        assert page.problems() == []
+
+
 def test_keys_zoom_and_move_the_image(page, picture):
     with live(create_app(FakeModel())) as place:
         page.open(address(place))

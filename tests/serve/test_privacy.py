@@ -92,7 +92,9 @@ def send(client: TestClient, chance: random.Random, kinds: list[bytes]) -> list[
         done.append(answered)
         if answered.is_success:
             assert client.get(f"/v1/sessions/{opened}/files/overlay.png").is_success
-    assert all(each.status_code < 500 for each in done), [each.text for each in done]
+            names = ("seg.dcm", "report.zip", "mask-1.nii.gz", f"{MARK}.png")
+            done += [client.get(f"/v1/sessions/{opened}/files/{name}") for name in names]
+    assert all(each.status_code < 500 for each in done), [each.status_code for each in done]
     return [each.text for each in done if each.status_code >= 400]
 
 

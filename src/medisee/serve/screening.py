@@ -252,7 +252,7 @@ def screening_app(queue: Queue, token: str | None = None, loopback: bool = True)
         wanted = _wanted({str(name): value for name, value in judgement.filter.items()})
         return {"progress": queue.progress(judgement.name, wanted)}
 
-    page.mount(app, "screening.html")
+    page.mount(app, "screening")
     return app
 
 

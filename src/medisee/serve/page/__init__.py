@@ -1,8 +1,9 @@
-"""The page that `medisee serve` opens, and the files that the screening page shares with it.
+"""The page that `medisee serve` opens, and the screening page.
 
-`mount(app)` puts the page on a FastAPI or Starlette app: `/` and everything below `/page`. The
-files are plain HTML, CSS and JavaScript modules; nothing is fetched from elsewhere, and the
-content security policy forbids it. The page itself holds nothing to protect: an app that asks for
+`mount(app)` puts one of them on a FastAPI or Starlette app: `/` and everything below `/page`.
+Each page is what stands in `parts/` under its name, between a head and a foot that both share.
+All is plain HTML, CSS and JavaScript modules; nothing is fetched from elsewhere, and the content
+security policy forbids it. The page itself holds nothing to protect: an app that asks for
 a token may serve it without one.
 """
 
@@ -21,9 +22,10 @@ if TYPE_CHECKING:
     from starlette.requests import Request
     from starlette.responses import Response
 
-__all__ = ["HEADERS", "mount"]
+__all__ = ["FILES", "HEADERS", "document", "mount"]
 
 FILES = Path(__file__).parent / "files"
+_PARTS = Path(__file__).parent / "parts"
 
 HEADERS = {
     "Content-Security-Policy": (
@@ -40,13 +42,19 @@ HEADERS = {
 _THUMBNAIL = 192
 
 
-def mount(app: Starlette, index: str = "index.html") -> None:
-    """Serves the page `index` at `/`, its files below `/page`, small examples below it too.
+def document(name: str) -> str:
+    """The HTML of a page: "index" or "screening"."""
+    parts = (_PARTS / f"{part}.html" for part in ("head", name, "foot"))
+    return "".join(part.read_text(encoding="utf-8") for part in parts)
+
+
+def mount(app: Starlette, name: str = "index") -> None:
+    """Serves the page `name` at `/`, its files below `/page`, small examples below it too.
 
     Raises MissingExtraError where Starlette, which FastAPI brings, is not installed.
     """
     with needs_extra("the page", "serve"):
-        from starlette.responses import FileResponse, Response
+        from starlette.responses import HTMLResponse, Response
         from starlette.staticfiles import StaticFiles
 
     class Files(StaticFiles):
@@ -55,8 +63,10 @@ def mount(app: Starlette, index: str = "index.html") -> None:
             response.headers.update(HEADERS)
             return response
 
+    html = document(name)
+
     def front(request: Request) -> Response:
-        return FileResponse(FILES / index, headers=HEADERS)
+        return HTMLResponse(html, headers=HEADERS)
 
     def example(request: Request) -> Response:
         try:

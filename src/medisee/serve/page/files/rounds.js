@@ -1,6 +1,6 @@
 /** A round of the conversation: question, findings, explanation, warnings, files, trouble. */
 import { announce, el, icon } from "./dom.js";
-import { REFUSALS, TROUBLES, colourOf, extent, labelOf, percent, surface } from "./words.js";
+import { FORMATS, REFUSALS, TROUBLES, colourOf, extent, labelOf, percent, surface } from "./words.js";
 
 const UNSURE = 0.5; // as likely wrong as right
 
@@ -121,25 +121,55 @@ export class Round {
       files.push([count > 1 ? `Mask ${n}` : "Mask", `mask-${n}.png`]);
     }
     files.push(["JSON", "answer.json"]);
-    const buttons = files.map(([label, file]) =>
-      el(
-        "button",
-        { type: "button", class: "link", onclick: () => this.on.save(this, file) },
-        icon("download"),
-        hidden("Download "),
-        label,
-      ),
-    );
+    const buttons = files.map(([label, file]) => this.download(label, file));
     const { encode, ...own } = this.answer.seconds; // the image was encoded when it was opened
     const seconds = Object.values(own).reduce((sum, part) => sum + part, 0);
     const made = el("span", { class: "made" }, `${this.answer.model}, ${seconds.toFixed(1)}\u2009s`);
-    return el("div", { class: "round-footer" }, ...buttons, made);
+    return el("div", { class: "round-footer" }, ...buttons, count ? this.medical(count) : null, made);
+  }
+
+  download(label, file) {
+    return el(
+      "button",
+      { type: "button", class: "link", onclick: () => this.on.save(this, file) },
+      icon("download"),
+      hidden("Download "),
+      label,
+    );
+  }
+
+  /** What can be had in the terms of the image's file, and why the rest cannot. */
+  medical(count) {
+    const { formats } = this.view.info;
+    const files = { nifti: [], seg: [["DICOM-SEG", "seg.dcm"]], sr: [["DICOM report", "report.zip"]] };
+    for (let n = 1; n <= count; n++) {
+      files.nifti.push([count > 1 ? `NIfTI ${n}` : "NIfTI", `mask-${n}.nii.gz`]);
+    }
+    const open = Object.keys(files).filter((name) => formats[name] === null);
+    const buttons = open.flatMap((name) => files[name].map((each) => this.download(...each)));
+    return el(
+      "details",
+      { class: "medical" },
+      el("summary", { class: "link" }, icon("plus"), "Medical formats"),
+      buttons.length ? el("p", {}, ...buttons) : null,
+      ...missing(formats),
+    );
   }
 }
 
 const hidden = (text) => el("span", { class: "visually-hidden" }, text);
 
 const warning = (text) => el("p", { class: "warning" }, icon("alert"), el("span", {}, text));
+
+/** One sentence for each reason, with the formats that it keeps away. */
+function missing(formats) {
+  const reasons = new Set(Object.values(formats).filter(Boolean));
+  return [...reasons].map((reason) => {
+    const names = Object.keys(formats).filter((name) => formats[name] === reason);
+    const list = names.map((name) => FORMATS[name]).join(", ");
+    return el("p", { class: "fine" }, el("b", {}, `${list}: `), `the image ${reason}.`);
+  });
+}
 
 function refusal(reason) {
   const [title, advice] = REFUSALS[reason];

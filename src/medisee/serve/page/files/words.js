@@ -50,6 +50,9 @@ export function describeImage(image) {
   return parts.join(" \u00b7 ");
 }
 
+/** The medical formats of results. */
+export const FORMATS = { nifti: "NIfTI", seg: "DICOM-SEG", sr: "DICOM report (SR)" };
+
 /** Title and advice for each reason of a refusal. */
 export const REFUSALS = {
   not_in_view: [
