@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate import Accelerator
 from safetensors.torch import load_file
 from tiny import tiny_model
 
@@ -15,6 +16,7 @@ from medisee.errors import DataError
 from medisee.training import loop
 from medisee.training.loop import (
     MetricsLog,
+    Work,
     load_checkpoint,
     save_checkpoint,
     schedule,
@@ -63,7 +65,7 @@ def test_accumulated_batches_are_one_batch_of_their_mean():
     stage = STAGE.model_copy(update={"accumulate": 3, "clip": 1e9})
     optimizer = torch.optim.SGD(trainable(model, stage))
     start = model.box_decoder.mlp.layers[2].bias.detach().clone()
-    losses = train_step(model, Pull(model), optimizer, RECIPE, stage, 2)  # batches 6, 7 and 8
+    losses = step_of(model, Pull(model), optimizer, stage, 2)  # batches 6, 7 and 8
     assert losses["l1"] == pytest.approx(
         float(sum(((start - k) ** 2).sum() for k in (6, 7, 8))) / 3
     )
@@ -111,6 +113,11 @@ def prepared(stage=STAGE):
     return model, torch.optim.AdamW(trainable(model, stage), weight_decay=stage.weight_decay)
 
 
+def step_of(model, task, optimizer, stage, step):
+    machine = Accelerator(cpu=True)
+    return train_step(machine, Work(model, task), optimizer, RECIPE, stage, step)
+
+
 def weights_of(model):
     return {name: value.detach().clone() for name, value in model.named_parameters()}
 
@@ -118,7 +125,7 @@ def weights_of(model):
 def test_a_step_moves_what_is_trained_and_nothing_else():
     model, optimizer = prepared()
     before = weights_of(model)
-    losses = train_step(model, Task(model), optimizer, RECIPE, STAGE, 0)
+    losses = step_of(model, Task(model), optimizer, STAGE, 0)
     assert losses["total"] == losses["l1"] > 0
     for name, value in weights_of(model).items():
         assert torch.equal(value, before[name]) is not name.startswith("box_decoder"), name
@@ -127,7 +134,7 @@ def test_a_step_moves_what_is_trained_and_nothing_else():
 def test_a_steps_rates_follow_the_schedule():
     model, optimizer = prepared()
     for step in (0, 4, 55):
-        train_step(model, Task(model), optimizer, RECIPE, STAGE, step)
+        step_of(model, Task(model), optimizer, STAGE, step)
         factor = schedule(step, STAGE)
         rates = [group["lr"] for group in optimizer.param_groups]
         assert rates == pytest.approx([1e-2 * factor, 1e-3 * factor])
@@ -139,7 +146,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_weights_change(value):
     before = weights_of(model)
     task = Task(model, lambda losses: {"l1": losses["l1"] * value})
     with pytest.raises(DataError, match="step 7"):
-        train_step(model, task, optimizer, RECIPE, STAGE, 7)
+        step_of(model, task, optimizer, STAGE, 7)
     assert all(torch.equal(value, before[name]) for name, value in weights_of(model).items())
 
 
@@ -149,7 +156,7 @@ def test_a_gradient_that_is_not_finite_stops_too():
     before = weights_of(model)
     task = Task(model, lambda losses: {"l1": (losses["l1"] - losses["l1"].detach()).sqrt()})
     with pytest.raises(DataError, match="not finite"):
-        train_step(model, task, optimizer, RECIPE, STAGE, 0)
+        step_of(model, task, optimizer, STAGE, 0)
     assert all(torch.equal(value, before[name]) for name, value in weights_of(model).items())
 
 
@@ -157,7 +164,7 @@ def test_a_loss_without_weight_is_named():
     model, optimizer = prepared()
     task = Task(model, lambda losses: {**losses, "giou": losses["l1"]})
     with pytest.raises(DataError, match="giou"):
-        train_step(model, task, optimizer, RECIPE, STAGE, 0)
+        step_of(model, task, optimizer, STAGE, 0)
 
 
 # ---- checkpoints ---------------------------------------------------------------------------------
@@ -169,7 +176,7 @@ def two_checkpoints(tmp_path):
     model, optimizer = prepared()
     states = []
     for step in range(2):
-        train_step(model, Task(model), optimizer, RECIPE, STAGE, step)
+        step_of(model, Task(model), optimizer, STAGE, step)
         save_checkpoint(model, optimizer, tmp_path, step + 1)
         states.append(weights_of(model))
         shutil.copytree(tmp_path / "checkpoint", tmp_path / f"copy{step + 1}")
@@ -236,7 +243,7 @@ def test_a_kill_at_any_moment_leaves_a_whole_checkpoint(two_checkpoints, allowed
     shutil.copytree(folder / "copy1", folder / "checkpoint")
     model, optimizer = prepared()
     assert load_checkpoint(model, optimizer, folder) == 1
-    train_step(model, Task(model), optimizer, RECIPE, STAGE, 1)
+    step_of(model, Task(model), optimizer, STAGE, 1)
     with monkeypatch.context() as patch:
         Killed(patch, allowed)
         with pytest.raises(KillError):

@@ -228,11 +228,13 @@ def test_the_reference_map_is_that_of_the_bare_label(recipe):
     chosen = [(0, next(r for r in context.train_records if len(r.targets) == 1))]
     row = data.row[chosen[0][1].image]
     truth = task._truth(data, [row], chosen)
-    embedding = data.features(row)[None]
-    found = task._reference_maps([row], truth, embedding)
+    shown = context.shown(data, [row], [0], whole=True)
+    found = task._reference_maps([row], truth, shown)
     assert not found.requires_grad
     image = model.encode_image(
-        torch.tensor([processor.prefix_ids]), data.content[[row]], segmenter_embedding=embedding
+        torch.tensor([processor.prefix_ids]),
+        data.content[[row]],
+        segmenter_embedding=data.features(row)[None],
     )
     asked = [processor.question_ids(chosen[0][1].targets[0].label)]
     [perceived] = model.perceive(

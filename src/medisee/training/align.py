@@ -42,18 +42,21 @@ def run_align(context: Context, recipe: Recipe, stage: Stage, folder: Path) -> N
     context.model.eval()
     emitted, labels = _collect(context, stage)
     wanted = context.states[labels]
-    context.categories = read_as_emitted(context.categories, emitted.numpy(), labels.numpy())
-    folder.mkdir(parents=True, exist_ok=True)
-    context.categories.save(folder)
+    arrays = emitted.cpu().numpy(), labels.cpu().numpy()
+    context.categories = read_as_emitted(context.categories, *arrays)
     with torch.no_grad():
         seg, det = context.model.fusion(emitted)
         seg_goal, det_goal = context.model.fusion(wanted)
         _absorb(context.model.projector.layers[0], seg, seg_goal)
         _absorb(_reader(context), det, det_goal)
     metrics = Language(context, stage).validate()
-    MetricsLog(folder / "metrics.jsonl").write(stage.name, stage.steps, 0.0, {}, metrics)
-    optimizer = torch.optim.AdamW(trainable(context.model, stage))
-    save_checkpoint(context.model, optimizer, folder, stage.steps)
+    context.machine.wait_for_everyone()  # nobody takes for done what another has just written
+    if context.machine.is_main_process:
+        folder.mkdir(parents=True, exist_ok=True)
+        context.categories.save(folder)
+        MetricsLog(folder / "metrics.jsonl").write(stage.name, stage.steps, 0.0, {}, metrics)
+        optimizer = torch.optim.AdamW(trainable(context.model, stage))
+        save_checkpoint(context.model, optimizer, folder, stage.steps)
 
 
 @torch.inference_mode()
@@ -61,8 +64,10 @@ def _collect(context: Context, stage: Stage) -> tuple[Tensor, Tensor]:
     """Emitted candidate states (T, n, d) of training questions, and the labels (T,)."""
     task = Language(context, stage)
     emitted, labels = [], []
-    for step in track(range(stage.steps), stage.name, console=Console(stderr=True)):
-        with torch.autocast("cpu", torch.bfloat16):
+    silent = not context.machine.is_main_process
+    steps = track(range(stage.steps), stage.name, console=Console(stderr=True), disable=silent)
+    for step in steps:
+        with torch.autocast(context.device.type, torch.bfloat16):
             states, numbers = task.emitted(step)
         emitted.append(states.float())
         labels.append(numbers)
@@ -106,7 +111,8 @@ def _absorb(layer: nn.Linear, emitted: Tensor, wanted: Tensor, ridge: float = 0.
     x, y = emitted.double() - x_mean, wanted.double() - y_mean
     gram = x.T @ x
     scale = ridge * gram.diagonal().mean()
-    matrix = torch.linalg.solve(gram + scale * torch.eye(len(gram), dtype=gram.dtype), x.T @ y).T
+    unit = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
+    matrix = torch.linalg.solve(gram + scale * unit, x.T @ y).T
     offset = y_mean - matrix @ x_mean
     weight = layer.weight.double()
     layer.bias.add_((weight @ offset).to(layer.bias.dtype))

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Protocol
 
 import numpy as np
 import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
 from torch import Tensor
 
 from ..categories import Categories
@@ -16,7 +19,7 @@ from ..familiarity import Familiarity
 from ..model import MediSeeModel
 from ..processing import MediSeeProcessor
 from ..structures import QARecord
-from .targets import Targets
+from .targets import POOLED, Targets
 
 Losses = dict[str, Tensor]
 
@@ -57,8 +60,12 @@ def _normal(name: str, *shape: int) -> np.ndarray:
 class Context:
     """What every task works with.
 
-    Of a fine-tuning, `known` is how many categories, the first ones, the model knew before, and
-    `familiar` tells what its training images were like.
+    Attributes:
+        machine: device and processes; the model is there, the splits are in the CPU's memory.
+        emits_states: the language model learns the categories' fixed states. Without it (the
+            paper's form) the heads learn from whatever is emitted, and nothing is named by states.
+        known, familiar: of a fine-tuning, how many categories, the first ones, the model knew
+            before, and what its training images were like.
     """
 
     model: MediSeeModel
@@ -71,21 +78,69 @@ class Context:
     seed: int
     known: int = 0
     familiar: Familiarity | None = None
+    machine: Accelerator = field(default_factory=partial(Accelerator, cpu=True))
+    emits_states: bool = True
+
+    @property
+    def device(self) -> torch.device:
+        return self.machine.device
 
     @property
     def states(self) -> Tensor:
         """(labels, n, d) what the MLLM is to emit for each label of the splits."""
-        return torch.from_numpy(self.categories.states)
+        return torch.from_numpy(self.categories.states).to(self.device)
 
     @property
     def read(self) -> Tensor:
         """(labels, n, d) what the heads know each label by."""
         categories = self.categories
-        return torch.from_numpy(categories.states if categories.read is None else categories.read)
+        read = categories.states if categories.read is None else categories.read
+        return torch.from_numpy(read).to(self.device)
 
     def settle(self, states: Tensor) -> Tensor:
         """Emitted states (T, n, d) as the heads will read them."""
-        return torch.from_numpy(self.categories.settle(states.float().numpy()))
+        if not self.emits_states:
+            return states
+        settled = self.categories.settle(states.float().cpu().numpy())
+        return torch.from_numpy(settled).to(self.device)
+
+    @property
+    def trains_encoder(self) -> bool:
+        """Whether this stage trains some of the segmenter's image encoder: its cache is stale."""
+        return any(p.requires_grad for p in self.model.segmenter.vision_encoder.parameters())
+
+    def embedding(self, data: Targets, rows: Sequence[int], views: Sequence[int]) -> Tensor:
+        """(B, C, E, E) fp32 of images of a split: cached, or encoded with gradients."""
+        pairs = list(zip(rows, views, strict=True))
+        if not self.trains_encoder:
+            return torch.stack([data.features(*pair) for pair in pairs]).to(self.device)
+        pixels = np.stack([data.pixels(*pair).pixels for pair in pairs])
+        return self.model.segmenter.encode(torch.from_numpy(pixels).to(self.device))
+
+    def pooled(self, data: Targets, rows: Sequence[int], views: Sequence[int]) -> Tensor:
+        """(B, C, 16, 16) fp32, likewise."""
+        if self.trains_encoder:
+            return F.adaptive_avg_pool2d(self.embedding(data, rows, views), POOLED)
+        return data.pooled[list(rows), list(views)].float().to(self.device)
+
+    def shown(
+        self, data: Targets, rows: Sequence[int], views: Sequence[int], whole: bool
+    ) -> dict[str, Tensor]:
+        """Images of a split as `MediSeeModel.forward` takes them.
+
+        Args:
+            whole: at the mask decoder's resolution, else pooled.
+        """
+        embedding = self.embedding if whole else self.pooled
+        arguments = {
+            "content": data.content[list(rows)].to(self.device),
+            "segmenter_embedding": embedding(data, rows, views),
+        }
+        if self.processor.config.clip_size is not None:
+            pairs = zip(rows, views, strict=True)
+            own = [self.processor.mllm_pixels(data.display(*pair)) for pair in pairs]
+            arguments["pixel_values"] = torch.from_numpy(np.stack(own)).to(self.device)
+        return arguments
 
 
 class Task(Protocol):

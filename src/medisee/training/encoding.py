@@ -21,7 +21,7 @@ def encode_images(
 ) -> None:
     """Runs the frozen encoder once over every (image, view) that the cache lacks.
 
-    Batch norms are folded, channels come last, and the arithmetic is bfloat16 where the processor
+    Batch norms are folded, channels come last, and the arithmetic is bfloat16 where the device
     has it: three times as fast, and the features are kept in half precision anyway.
     """
     missing = [(file, view) for file, view in views if not cache.path(file, view).exists()]
@@ -29,6 +29,7 @@ def encode_images(
         return
     fast = copy.deepcopy(encoder).eval()
     fold_batch_norms(fast)
-    fast = fast.to(compute_dtype(torch.device("cpu"))).to(memory_format=torch.channels_last)
+    device = next(encoder.parameters()).device
+    fast = fast.to(compute_dtype(device)).to(memory_format=torch.channels_last)
     for file, view in track(missing, "encoding images", console=Console(stderr=True)):
         cache.fill(file, view, fast)

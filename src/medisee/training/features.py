@@ -84,12 +84,24 @@ def fingerprint(module: nn.Module) -> str:
 
 
 class FeatureCache:
-    """Image embeddings on disk. `encode` is needed only for what is not there yet."""
+    """Image embeddings on disk. `encode` is needed only for what is not there yet.
 
-    def __init__(self, folder: Path, encoder_id: str, size: int = 256) -> None:
-        self.folder = Path(folder) / f"{encoder_id}-{PREPROCESSING}"
+    Args:
+        size, normalisation, pad: see `processing.segmenter_input`.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        encoder_id: str,
+        size: int = 256,
+        normalisation: str = "minmax",
+        pad: bool = True,
+    ) -> None:
+        kind = "" if (normalisation, pad) == ("minmax", True) else f"-{normalisation}-{int(pad)}"
+        self.folder = Path(folder) / f"{encoder_id}-{PREPROCESSING}{kind}"
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.size = size
+        self.size, self.normalisation, self.pad = size, normalisation, pad
 
     def path(self, image_file: Path, view: int) -> Path:
         return self.folder / f"{_content(image_file)}.{view}.npy"
@@ -98,9 +110,14 @@ class FeatureCache:
         """(C, E, E) fp16, memory-mapped."""
         return np.load(self.path(image_file, view), mmap_mode="r")
 
-    def input(self, image_file: Path, view: int) -> SegmenterInput:
+    def display(self, image_file: Path, view: int) -> np.ndarray:
+        """(H, W, 3) uint8: the view's pixels."""
         display = np.asarray(Image.open(image_file).convert("RGB"))
-        return segmenter_input(View(view, _content(image_file)).image(display), self.size)
+        return View(view, _content(image_file)).image(display)
+
+    def input(self, image_file: Path, view: int) -> SegmenterInput:
+        shown = self.display(image_file, view)
+        return segmenter_input(shown, self.size, self.normalisation, self.pad)
 
     @torch.inference_mode()
     def fill(self, image_file: Path, view: int, encode: nn.Module) -> None:
@@ -108,8 +125,11 @@ class FeatureCache:
         if target.exists():
             return
         pixels = torch.from_numpy(self.input(image_file, view).pixels)[None]
-        pixels = pixels.to(next(encode.parameters()).dtype)
-        embedding = encode(pixels.to(memory_format=torch.channels_last))[0].half().numpy()
+        like = next(encode.parameters())
+        pixels = pixels.to(like.device, like.dtype, memory_format=torch.channels_last)
+        encoded = encode(pixels)
+        features = encoded if isinstance(encoded, torch.Tensor) else encoded[0]
+        embedding = features[0].half().cpu().numpy()
         part = target.with_suffix(f".{os.getpid()}.part")
         with part.open("wb") as file:
             np.save(file, embedding)

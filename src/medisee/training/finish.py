@@ -16,43 +16,54 @@ from rich.console import Console
 from rich.progress import track
 
 from ..calibration import Calibration, fit_logistic, refusal_threshold
-from ..categories import Categories
 from ..data.sa_med2d import Index
 from ..entities import load_entities
 from ..familiarity import Familiarity, fit_familiarity, summary
 from ..model import MediSeeModel
 from ..model.inference import TorchRuntime
+from ..model.mllm import SharedEncoderMLLM
+from ..model.placement import load_placed
 from ..phrases import Phrasebook
 from ..processing import MediSeeProcessor, raw_scores
 from ..structures import QARecord
+from .context import Context
 from .features import FeatureCache
 
 
-def finish(
-    model: MediSeeModel,
-    processor: MediSeeProcessor,
-    index: Index,
-    records: list[QARecord],
-    cache: FeatureCache,
-    categories: Categories,
-    folder: Path,
-) -> None:
-    """Writes a folder that `medisee.load` opens: packed weights, processor, what was fitted.
+def finish(context: Context, folder: Path) -> None:
+    """Writes a folder that `medisee.load` opens: weights, processor, what was fitted.
 
-    Args:
-        records: validation questions, present and absent ones.
-        cache: features of the training and validation images.
-        categories: what the model was trained to emit, and its heads to read.
+    A model that emits categories' states keeps them, packed weights and checked sentences; others
+    (the paper's form) are written as they are, and speak for themselves.
     """
+    model, processor, categories = context.model, context.processor, None
+    index, cache = context.val.index, context.val.cache
     folder.mkdir(parents=True, exist_ok=True)
-    MediSeeProcessor(processor.config, processor.tokenizer, phrasebook()).save_pretrained(folder)
-    categories.save(folder)
-    model.save_packed(folder)
-    packed = MediSeeModel.from_pretrained(folder)  # what is measured is what will be used
-    runtime = TorchRuntime(packed, processor, categories)
-    calibrate(runtime, index, records, cache).save(folder / "calibration.json")
+    if context.emits_states:
+        processor, categories = _speaking(processor), context.categories
+        categories.save(folder)
+    processor.save_pretrained(folder)
+    _save(model, folder)
+    model.cpu()
+    placed = load_placed(folder, str(context.device))  # what is measured is what will be used
+    runtime = TorchRuntime(placed, processor, categories)
+    calibrate(runtime, index, context.val_records, cache).save(folder / "calibration.json")
     familiar(index, cache).save(folder)
-    (folder / "targets.json").write_text(json.dumps(trained_targets(index), indent=1) + "\n")
+    text = json.dumps(trained_targets(index), indent=1) + "\n"
+    (folder / "targets.json").write_text(text, encoding="utf-8")
+
+
+def _speaking(processor: MediSeeProcessor) -> MediSeeProcessor:
+    return MediSeeProcessor(processor.config, processor.tokenizer, phrasebook())
+
+
+def _save(model: MediSeeModel, folder: Path) -> None:
+    """Small weights for nano's form; safetensors in the precision of the run for others."""
+    if isinstance(model.mllm, SharedEncoderMLLM):
+        model.save_packed(folder)
+        return
+    model.config.dtype = torch.float32  # of the mask path; read otherwise, it would be rounded
+    model.save_pretrained(folder)
 
 
 def phrasebook() -> Phrasebook:
@@ -82,9 +93,11 @@ def calibrate(
     correct: list[bool] = []
     present: list[float] = []
     for image, asked in track(grouped.items(), "calibrating", console=Console(stderr=True)):
-        given = processor.segmenter_input(index.load_image(image))
+        display = index.load_image(image)
+        given, own = processor.segmenter_input(display), processor.mllm_pixels(display)
         cached = cache.load(index.root / image, 0).astype(np.float32)
-        encoded = runtime.encode(given, embedding=torch.from_numpy(cached)[None])
+        embedding = torch.from_numpy(cached)[None].to(runtime.model.device)
+        encoded = runtime.encode(given, own, embedding)
         ids = [processor.question_ids(record.question) for record in asked]
         for record, raw in zip(asked, runtime.perceive(encoded, ids, accept=0.0), strict=True):
             if record.kind != "absent":

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..errors import DataError
 from ..model import MediSeeOutput
 from ..model.losses import box_losses, mask_losses, similarity_losses, text_loss
 from ..model.modeling import pad_right
@@ -36,12 +37,14 @@ class Language:
     def __init__(self, context: Context, stage: Stage) -> None:
         self.context, self.stage = context, stage
         self.by_image: dict[int, list[QARecord]] = defaultdict(list)
-        for record in context.train_records:
+        for record in mixed(context.train_records, stage.templates, context.seed):
             self.by_image[context.train.row[record.image]].append(record)
         self.images = sorted(self.by_image)
         sizes = np.array([len(self.by_image[i]) for i in self.images], float)
         self.weights = sizes / sizes.sum()
         self.number = {label: i for i, label in enumerate(context.train.labels)}
+        if not self.images:
+            raise DataError(f"stage {stage.name}: there is no question to train on")
 
     def losses(self, step: int, progress: float) -> Losses:
         random = np.random.default_rng([self.context.seed, step, 11])
@@ -55,12 +58,8 @@ class Language:
         images, chosen, _ = self._draw(random)
         data = self.context.train
         batch = self._batch(images, chosen, explain=False)
-        output = self.context.model(
-            **batch,
-            content=data.content[images],
-            segmenter_embedding=data.pooled[images, self._views(len(images), random)].float(),
-            locate=False,
-        )
+        shown = self.context.shown(data, images, self._views(len(images), random), whole=False)
+        output = self.context.model(**batch, **shown, locate=False)
         return output.states, self._truth(data, images, chosen).labels
 
     def _views(self, count: int, random: np.random.Generator) -> list[int]:
@@ -100,14 +99,10 @@ class Language:
         progress: float,
         random: np.random.Generator,
     ) -> Losses:
-        joint = self.stage.task == "joint"
+        joint, weights = self.stage.task == "joint", self.stage.weights
         batch = self._batch(images, chosen, explain)
         truth = self._truth(data, images, chosen)
-        embedding = (
-            torch.stack([data.features(i, view) for i, view in zip(images, views, strict=True)])
-            if joint
-            else data.pooled[images, views].float()
-        )
+        shown = self.context.shown(data, images, views, whole=joint)
         prompts = None
         if joint and len(truth.boxes):
             start, end = self.stage.true_boxes
@@ -115,47 +110,46 @@ class Language:
             prompts = jitter(truth.boxes, random) if random.random() < share else None
         output = self.context.model(
             **batch,
-            content=data.content[images],
-            segmenter_embedding=embedding,
+            **shown,
             prompt_boxes=prompts,
-            locate=joint or not self.stage.weights.keys().isdisjoint(("l1", "similarity_js")),
+            locate=joint or not weights.keys().isdisjoint(("l1", "similarity_js")),
             decode=joint,
         )
         targets = batch["labels"][:, 1:][batch["labels"][:, 1:] != -100]
         losses = {"text": text_loss(output.logits, targets)}
-        losses["decision"] = text_loss(*self._first(batch["labels"], output.logits, targets))
-        if "another" in self.stage.weights and len(truth.labels):
+        if "decision" in weights or self.context.emits_states:
+            losses["decision"] = text_loss(*self._first(batch["labels"], output.logits, targets))
+        if "another" in weights and len(truth.labels):
             places = self._after_groups(batch["labels"], chosen)
             losses["another"] = text_loss(output.logits[places], targets[places])
-        if "scene" in self.stage.weights:
+        if "scene" in weights:
             present = [[self.number[x] for x in data.images[i].labels] for i in images]
             losses["scene"] = scene_loss(output.image_states, present, self.context.states)
-        if len(truth.boxes):
+        if not len(truth.boxes):
+            return losses
+        if self.context.emits_states:
             losses |= state_losses(output.states, truth.labels, self.context.states)
-            if "l1" in self.stage.weights:
-                losses |= box_losses(output.located.boxes, truth.boxes)
-        if joint and len(truth.boxes):
+        if "l1" in weights:
+            losses |= box_losses(output.located.boxes, truth.boxes)
+        if joint:
             masks = torch.stack([data.mask(row, [label]) for row, label in truth.places])
-            losses |= mask_losses(output.located.mask_logits, masks)
-        if "similarity_js" in self.stage.weights and len(truth.boxes):
-            reference = self._reference_maps(images, truth, embedding)
+            losses |= mask_losses(output.located.mask_logits, masks.to(self.context.device))
+        if "similarity_js" in weights:
+            reference = self._reference_maps(images, truth, shown)
             losses |= similarity_losses(output.located.similarity, reference)
         return losses
 
     @torch.no_grad()
-    def _reference_maps(self, images: list[int], truth: _Truth, embedding: Tensor) -> Tensor:
+    def _reference_maps(
+        self, images: list[int], truth: _Truth, shown: dict[str, Tensor]
+    ) -> Tensor:
         """(T, N) similarity maps of the bare labels, which need no reasoning (section 3.4)."""
         processor, labels = self.context.processor, self.context.train.labels
         asked = [processor.question_ids(labels[number]) for number in truth.labels.tolist()]
         places = [images.index(row) for row, _ in truth.places]
         answered = [processor.group] * len(asked)
-        output = self.context.model(
-            **text_batch(processor, asked, answered, places, len(images)),
-            content=self.context.train.content[images],
-            segmenter_embedding=embedding,
-            decode=False,
-        )
-        return output.located.similarity
+        batch = text_batch(processor, asked, answered, places, len(images), self.context.device)
+        return self.context.model(**batch, **shown, decode=False).located.similarity
 
     def _batch(
         self, images: list[int], chosen: list[tuple[int, QARecord]], explain: bool
@@ -172,7 +166,7 @@ class Language:
                 answer = answer[: groups + 1]
             answered.append(answer)
         places = [place for place, _ in chosen]
-        return text_batch(processor, asked, answered, places, len(images))
+        return text_batch(processor, asked, answered, places, len(images), self.context.device)
 
     def _truth(
         self, data: Targets, images: list[int], chosen: list[tuple[int, QARecord]]
@@ -188,8 +182,9 @@ class Language:
                 boxes.append(box)
                 labels.append(self.number[target.label])
                 places.append((row, target.label))
-        stacked = torch.stack(boxes) if boxes else torch.zeros(0, 4)
-        return _Truth(stacked, torch.tensor(labels, dtype=torch.long), places)
+        stacked, device = torch.stack(boxes) if boxes else torch.zeros(0, 4), self.context.device
+        numbers = torch.tensor(labels, dtype=torch.long, device=device)
+        return _Truth(stacked.to(device), numbers, places)
 
     @staticmethod
     def _first(labels: Tensor, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
@@ -214,6 +209,7 @@ class Language:
                 for number in range(len(record.targets))
             ],
             dtype=torch.long,
+            device=labels.device,
         )
 
     @torch.inference_mode()
@@ -223,17 +219,16 @@ class Language:
         for images, chosen in self._validation_batches():
             batch = self._batch(images, chosen, explain=False)
             truth = self._truth(self.context.val, images, chosen)
-            content = self.context.val.content[images]
-            embedding = self.context.val.pooled[images, 0].float()
-            model = self.context.model
-            output = model(**batch, content=content, segmenter_embedding=embedding, locate=False)
+            model, views = self.context.model, [0] * len(images)
+            shown = self.context.shown(self.context.val, images, views, whole=False)
+            output = model(**batch, **shown, locate=False)
             if len(output.states):
                 image = batch["image_index"][output.target_question]
                 output.located = model.locate(
                     self.context.settle(output.states),
-                    embedding[image],
+                    shown["segmenter_embedding"][image],
                     output.image_states[image],
-                    content[image],
+                    shown["content"][image],
                     decode=False,
                 )
             self._score(sums, batch, chosen, truth, output)
@@ -258,7 +253,7 @@ class Language:
     ) -> None:
         targets = batch["labels"][:, 1:][batch["labels"][:, 1:] != -100]
         logits, wanted = self._first(batch["labels"], output.logits, targets)
-        openings = torch.tensor(self.context.processor.openings)
+        openings = torch.tensor(self.context.processor.openings, device=logits.device)
         decided = openings[logits[:, openings].argmax(dim=1)]
         for (_, record), right in zip(chosen, decided == wanted, strict=True):
             sums["refused" if record.kind == "absent" else "answered"].append(float(right))
@@ -266,12 +261,15 @@ class Language:
         sums["counted"] += self._more_told_right(output.logits, targets, places)
         if output.located is None or output.target_question is None:
             return
-        found = category_scores(output.states, self.context.states).argmax(dim=1)
-        overlap = paired_iou(output.located.boxes, truth.boxes)
-        for place, question in enumerate(output.target_question.tolist()):
-            kind = chosen[question][1].kind
-            sums[f"named_{kind}"].append(float(found[place] == truth.labels[place]))
-            sums[f"iou_{kind}"].append(float(overlap[place]))
+        kinds = [chosen[question][1].kind for question in output.target_question.tolist()]
+        if self.context.emits_states:
+            found = category_scores(output.states, self.context.states).argmax(dim=1)
+            for kind, right in zip(kinds, (found == truth.labels).tolist(), strict=True):
+                sums[f"named_{kind}"].append(float(right))
+        if output.located.boxes is not None:
+            overlap = paired_iou(output.located.boxes, truth.boxes)
+            for kind, value in zip(kinds, overlap.tolist(), strict=True):
+                sums[f"iou_{kind}"].append(value)
 
     def _more_told_right(self, logits: Tensor, targets: Tensor, places: Tensor) -> list[float]:
         """After each group: whether "and another" was told right, 1 or 0."""
@@ -293,6 +291,7 @@ def text_batch(
     answered: Sequence[list[int]],
     places: Sequence[int],
     images: int,
+    device: torch.device | str = "cpu",
 ) -> dict[str, Tensor]:
     """The text side of `MediSeeModel.forward`: token ids of questions and of their answers.
 
@@ -301,17 +300,38 @@ def text_batch(
         images: how many images the batch has.
     """
     rows = [question + answer for question, answer in zip(asked, answered, strict=True)]
-    ids, mask = pad_right(rows, "cpu")
+    ids, mask = pad_right(rows, device)
     labels = ids.masked_fill(mask == 0, -100)
     for row, question in enumerate(asked):
         labels[row, : len(question)] = -100
     return {
-        "prefix_ids": torch.tensor([processor.prefix_ids] * images),
+        "prefix_ids": torch.tensor([processor.prefix_ids] * images, device=device),
         "input_ids": ids,
         "attention_mask": mask,
-        "image_index": torch.tensor(places),
+        "image_index": torch.tensor(places, device=device),
         "labels": labels,
     }
+
+
+def mixed(records: Sequence[QARecord], templates: float | None, seed: int) -> list[QARecord]:
+    """As many records as can be had with this share of templates (questions that name the target).
+
+    None: all of them. Where one kind is missing, the other alone.
+    """
+    if templates is None:
+        return list(records)
+    named = [record for record in records if record.kind == "referring"]
+    others = [record for record in records if record.kind != "referring"]
+    if not 0 < templates < 1:
+        return named if templates else others
+    total = min(len(named) / templates, len(others) / (1 - templates)) if named and others else 0
+    random = np.random.default_rng([seed, 17])
+    parts = ((named, templates), (others, 1 - templates))
+    return [
+        part[place]
+        for part, share in parts
+        for place in sorted(random.permutation(len(part))[: round(total * share) or None])
+    ]
 
 
 def state_losses(states: Tensor, labels: Tensor, categories: Tensor) -> Losses:

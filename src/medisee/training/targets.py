@@ -18,7 +18,7 @@ from torch import Tensor
 from ..boxes import mask_to_box
 from ..data.sa_med2d import ImageRecord, Index
 from ..model.losses import to_corners
-from ..processing import fit_longest_side
+from ..processing import SegmenterInput, fit_longest_side
 from .features import FeatureCache
 
 POOLED = 16
@@ -44,6 +44,7 @@ class Targets:
         labels: every label that the run knows, in a fixed order.
         size: side S of the segmenter's input.
         views: cached renderings of each image, see `features.View`.
+        mask_side: side of the mask decoder's masks; S where not told.
     """
 
     def __init__(
@@ -54,8 +55,10 @@ class Targets:
         cache: FeatureCache,
         size: int,
         views: int = 1,
+        mask_side: int | None = None,
     ) -> None:
         self.index, self.split, self.cache, self.size = index, split, cache, size
+        self.mask_side = mask_side or size
         self.labels, self.views = labels, views
         self.images = [r for r in index.records(split) if set(r.labels) & set(labels)]
         self.row = {record.image: i for i, record in enumerate(self.images)}
@@ -72,7 +75,7 @@ class Targets:
     def _add(self, row: int, record: ImageRecord, number: dict[str, int]) -> None:
         with Image.open(self.index.root / record.image) as image:
             width, height = image.size
-        h, w = fit_longest_side(height, width, self.size)
+        h, w = self._fit(height, width, self.size)
         self.content[row] = torch.tensor([w / self.size, h / self.size])
         self.originals.append((height, width))
         for label in record.labels:
@@ -87,8 +90,25 @@ class Targets:
                 self.targets.append(Target(row, number[label], (cx, cy, *size)))
                 self.shares.append(_coarse(mask, (h, w), self.size))
 
+    def _fit(self, height: int, width: int, side: int) -> tuple[int, int]:
+        """(h, w) of an image on a square: squashed to it where the segmenter's input is not padded."""
+        return fit_longest_side(height, width, side) if self.cache.pad else (side, side)
+
+    def renew(self, cache: FeatureCache) -> None:
+        """Takes the features from another cache: the encoder was trained."""
+        self.cache = cache
+        self.pooled = self._all_pooled()
+
     def path(self, row: int) -> Path:
         return self.index.root / self.images[row].image
+
+    def display(self, row: int, view: int) -> np.ndarray:
+        """(H, W, 3) uint8."""
+        return self.cache.display(self.path(row), view)
+
+    def pixels(self, row: int, view: int) -> SegmenterInput:
+        """What the encoder makes features of."""
+        return self.cache.input(self.path(row), view)
 
     def features(self, row: int, view: int = 0) -> Tensor:
         """(C, E, E) float32 embedding."""
@@ -106,13 +126,13 @@ class Targets:
         return pooled
 
     def mask(self, row: int, labels: list[str]) -> Tensor:
-        """(S, S) bool: union of the labels' masks on the square."""
+        """(M, M) bool: union of the labels' masks on the mask decoder's square."""
         files = [file for label in labels for file in self.images[row].files(label)]
-        mask = self.index.load_union(files)
-        h, w = fit_longest_side(mask.shape[0], mask.shape[1], self.size)
+        mask, side = self.index.load_union(files), self.mask_side
+        h, w = self._fit(mask.shape[0], mask.shape[1], side)
         grey = Image.fromarray(mask.astype(np.uint8) * 255)
         kind = Image.Resampling.BOX if h < mask.shape[0] else Image.Resampling.BILINEAR
-        square = np.zeros((self.size, self.size), bool)
+        square = np.zeros((side, side), bool)
         square[:h, :w] = np.asarray(grey.resize((w, h), kind)) > 127
         return torch.from_numpy(square)
 
@@ -150,7 +170,7 @@ def random_windows(count: int, share: float, random: np.random.Generator) -> Ten
 def crop_maps(maps: Tensor, windows: Tensor, side: int) -> Tensor:
     """Shows each window of (T, C, E, E) maps on a side x side grid, bilinearly."""
     scale, start = windows[:, 2:], windows[:, :2]
-    theta = torch.zeros(len(maps), 2, 3)
+    theta = torch.zeros(len(maps), 2, 3, device=maps.device)
     theta[:, 0, 0], theta[:, 1, 1] = scale[:, 0], scale[:, 1]
     theta[:, :, 2] = 2 * start + scale - 1
     grid = F.affine_grid(theta, [len(maps), 1, side, side], align_corners=False)
@@ -173,7 +193,7 @@ def visible_share(boxes: Tensor, windows: Tensor) -> Tensor:
 
 def jitter(boxes: Tensor, random: np.random.Generator) -> Tensor:
     """True boxes (T, 4) cxcywh, moved and resized by up to a tenth or so."""
-    noise = torch.from_numpy(random.normal(0, 0.06, boxes.shape)).float()
+    noise = torch.from_numpy(random.normal(0, 0.06, boxes.shape)).to(boxes)
     moved = boxes[:, :2] + noise[:, :2] * boxes[:, 2:]
     return torch.cat([moved, boxes[:, 2:] * (1 + noise[:, 2:].abs())], dim=1)
 

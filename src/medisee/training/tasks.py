@@ -65,8 +65,10 @@ class HeadTask:
         content = torch.where(whole, data.content[[t.image for t in targets]], 1.0)
         truth = crop_boxes(boxes, windows) / torch.cat([content, content], dim=1)
         views = random.integers(data.views, size=len(targets)).tolist()
-        maps = [data.features(t.image, view) for t, view in zip(targets, views, strict=True)]
-        return _Drawn(targets, torch.from_numpy(rows), windows, content, truth, maps), random
+        maps = self.context.embedding(data, [t.image for t in targets], views)
+        device = self.context.device
+        placed = [part.to(device) for part in (windows, content, truth)]
+        return _Drawn(targets, torch.from_numpy(rows), *placed, maps), random
 
     def _states(self, targets: Sequence[Target]) -> Tensor:
         return self.read[[target.label for target in targets]]
@@ -74,14 +76,17 @@ class HeadTask:
 
 @dataclass(frozen=True)
 class _Drawn:
-    """Targets of a step: rows in the split, windows, content (T, 2), boxes (T, 4), embeddings."""
+    """Targets of a step: rows in the split, windows, content (T, 2), boxes (T, 4), features.
+
+    All but the rows are where the model is.
+    """
 
     targets: list[Target]
     rows: Tensor
     windows: Tensor
     content: Tensor
     truth: Tensor
-    maps: list[Tensor]
+    maps: Tensor
 
 
 class Localise(HeadTask):
@@ -89,14 +94,14 @@ class Localise(HeadTask):
 
     def losses(self, step: int, progress: float) -> Losses:
         drawn, _ = self._draw(step)
-        pooled = F.avg_pool2d(crop_maps(torch.stack(drawn.maps), drawn.windows, 2 * POOLED), 2)
+        pooled = F.avg_pool2d(crop_maps(drawn.maps, drawn.windows, 2 * POOLED), 2)
         _, h_det = self.context.model.fusion(self._states(drawn.targets))
         decoder = self.context.model.box_decoder
         if not isinstance(decoder, GroundedBoxDecoder):
             return box_losses(decoder(h_det, pooled, drawn.content), drawn.truth)
         square, heat = decoder.look(h_det, pooled)
         boxes = square / torch.cat([drawn.content, drawn.content], dim=1)
-        shares = self.context.train.coarse[drawn.rows][:, None].float()
+        shares = self.context.train.coarse[drawn.rows][:, None].float().to(drawn.windows.device)
         shares = F.adaptive_avg_pool2d(crop_maps(shares, drawn.windows, COARSE), heat.shape[-1])
         return {**box_losses(boxes, drawn.truth), "heat": heat_loss(heat, shares[:, 0])}
 
@@ -117,10 +122,10 @@ class Masks(HeadTask):
     def losses(self, step: int, progress: float) -> Losses:
         drawn, random = self._draw(step)
         data, model, targets = self.context.train, self.context.model, drawn.targets
-        maps = torch.stack(drawn.maps)
         masks = torch.stack([data.mask(t.image, [data.labels[t.label]]) for t in targets])
-        embedding = crop_maps(maps, drawn.windows, maps.shape[-1])
-        masks = crop_maps(masks[:, None].float(), drawn.windows, data.size)[:, 0] > 0.5
+        masks = masks[:, None].float().to(self.context.device)
+        embedding = crop_maps(drawn.maps, drawn.windows, drawn.maps.shape[-1])
+        masks = crop_maps(masks, drawn.windows, data.mask_side)[:, 0] > 0.5
         states = self._states(targets)
         with torch.no_grad():
             _, h_det = model.fusion(states)
@@ -129,7 +134,7 @@ class Masks(HeadTask):
         share = start + (end - start) * progress
         given = jitter(drawn.truth, random)
         use_true = torch.from_numpy(random.random(len(targets)) < share)[:, None]
-        prompts = torch.where(use_true, given, predicted)
+        prompts = torch.where(use_true.to(given.device), given, predicted)
         located = model.locate(
             states, embedding, states[:, :1], drawn.content, prompt_boxes=prompts.float()
         )
@@ -143,11 +148,12 @@ class Masks(HeadTask):
         scores: dict[str, list[float]] = defaultdict(list)
         for row in picked:
             target = data.targets[row]
-            embedding = data.features(target.image)[None]
+            embedding = self.context.embedding(data, [target.image], [0])
             states = self._states([target])
-            content = data.content[[target.image]]
-            true_box = torch.tensor([target.box]) / torch.cat([content, content], dim=1)
-            truth = data.mask(target.image, [data.labels[target.label]])
+            content = data.content[[target.image]].to(embedding.device)
+            square = torch.cat([content, content], dim=1)
+            true_box = torch.tensor([target.box], device=square.device) / square
+            truth = data.mask(target.image, [data.labels[target.label]]).to(embedding.device)
             for name, box in (("dice", None), ("dice_true_box", true_box)):
                 located = model.locate(states, embedding, states[:, :1], content, prompt_boxes=box)
                 for logits in located.mask_logits if located.mask_logits is not None else ():
@@ -163,10 +169,11 @@ def predicted_boxes(context: Context, data: Targets, chunk: int = 128) -> tuple[
         part = data.targets[start : start + chunk]
         _, h_det = context.model.fusion(context.read[[t.label for t in part]])
         images = [t.image for t in part]
-        content = data.content[images]
-        boxes = context.model.box_decoder(h_det, data.pooled[images, 0].float(), content)
+        content = data.content[images].to(context.device)
+        pooled = context.pooled(data, images, [0] * len(images))
+        boxes = context.model.box_decoder(h_det, pooled, content)
         found.append(boxes * torch.cat([content, content], dim=1))
-    return torch.cat(found), torch.tensor([t.box for t in data.targets])
+    return torch.cat(found), torch.tensor([t.box for t in data.targets], device=context.device)
 
 
 def by_category(values: Tensor, targets: Sequence[Target]) -> float:
