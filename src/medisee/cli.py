@@ -36,6 +36,7 @@ COMMANDS = {
     "models make-random": "medisee.commands.models:make_random",
     "train": "medisee.commands.train:train",
     "finetune": "medisee.commands.finetune:finetune",
+    "ablate": "medisee.commands.ablate:ablate",
     "evaluate": "medisee.commands.evaluate:evaluate",
     "bench systems": "medisee.commands.bench:systems",
     "bench run": "medisee.commands.bench:run",

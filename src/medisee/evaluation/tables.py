@@ -10,14 +10,14 @@ import csv
 import io
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from medisee.errors import DataError
 
-__all__ = ["FORMATS", "TABLES", "Table", "build_table", "read_report"]
+__all__ = ["FORMATS", "TABLES", "Table", "ablation_table", "build_table", "read_report"]
 
 Figure = Mapping[str, float]  # value, low, high, n of a report
 Report = Mapping[str, Any]
@@ -30,6 +30,8 @@ _METRICS = {
     "acc": ("accuracy_at_0.5", "Acc"),
 }
 """The paper's key of a figure -> ours, and what the table prints."""
+
+NOT_RUN = "not run"
 
 
 @dataclass(frozen=True)
@@ -114,17 +116,12 @@ def build_table(
     measured: row name and `report.json` of each run (a row may have several: one for each split).
     readiness: name of a system -> how far it is proved. DataError for another number.
     """
-    if number not in TABLES:
-        raise DataError(f"the paper has tables 1 to 6, not {number}")
-    paper = _paper()[f"table{number}"]
-    groups, metrics = TABLES[number]
+    paper, columns, titles = _layout(number)
     found: dict[str, list[Report]] = {}
     for name, report in measured:
         found.setdefault(name, []).append(report)
     published = dict(_published(paper["rows"]))
-    columns = [(group, metric) for group in groups for metric in metrics]
-    titles = [f"{group.title} {_METRICS[metric][1]}" for group, metric in columns]
-    head = ["row", "readiness", *(f"paper: {t}" for t in titles), *(f"ours: {t}" for t in titles)]
+    head = ["row", "readiness", *titles]
     rows = [
         [
             name,
@@ -136,6 +133,49 @@ def build_table(
     ]
     title = f"Table {number}: {paper['what']} (per cent; ours with 95 % intervals)"
     return Table(title, head, rows)
+
+
+def ablation_table(number: int, rows: Iterable[tuple[str, str | None, Report | None]]) -> Table:
+    """Table 4, 5 or 6 with rows of our own, each beside the published row that it stands for.
+
+    rows: what a row is, the name of its published row (None: the paper has none), and the report
+    on the split val of both kinds of question, or None where it was not run. Published rows that
+    none stands for come last. DataError for another number, or a published row that is not there.
+    """
+    paper, columns, titles = _layout(number)
+    published = dict(_published(paper["rows"]))
+    left, listed = dict(published), list[list[str]]()
+    for what, name, report in rows:
+        if name is not None and name not in published:
+            raise DataError(f"table {number} of the paper has no row {name!r}")
+        left.pop(name or "", None)
+        theirs = [_published_cell(published.get(name or ""), *column) for column in columns]
+        listed.append([what, name or "-", *theirs, *_on_val(report, columns)])
+    for name, row in left.items():
+        theirs = [_published_cell(row, *column) for column in columns]
+        listed.append(["-", name, *theirs, *("-" for _ in columns)])
+    title = (
+        f"Table {number}: {paper['what']} (per cent; the paper's at full size on its own data, "
+        "ours at nano's size on the validation split, with 95 % intervals)"
+    )
+    return Table(title, ["ours", "paper", *titles], listed)
+
+
+def _layout(number: int) -> tuple[Mapping[str, Any], list[tuple[_Group, str]], list[str]]:
+    """What the paper tells, the columns of figures, and their titles: theirs, then ours."""
+    if number not in TABLES:
+        raise DataError(f"the paper has tables 1 to 6, not {number}")
+    groups, metrics = TABLES[number]
+    columns = [(group, metric) for group in groups for metric in metrics]
+    titles = [f"{group.title} {_METRICS[metric][1]}" for group, metric in columns]
+    both = [*(f"paper: {title}" for title in titles), *(f"ours: {title}" for title in titles)]
+    return _paper()[f"table{number}"], columns, both
+
+
+def _on_val(report: Report | None, columns: Sequence[tuple[_Group, str]]) -> list[str]:
+    if report is None:
+        return [NOT_RUN] * len(columns)
+    return [_measured_cell([report], replace(group, split="val"), m) for group, m in columns]
 
 
 def read_report(path: Path) -> Report:

@@ -1,0 +1,205 @@
+"""The paper's ablations: what each row changes, what it starts from, and that it runs."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from synthetic import write_data
+from tiny import save_nano
+
+import medisee
+from medisee import training
+from medisee.errors import InputError, ModelError
+from medisee.evaluation.tables import ablation_table
+from medisee.model import MediSeeModel
+from medisee.training import ablate
+from medisee.training.ablate import Row, Settings, check_start, choose_rows, recipe_for, train_row
+from medisee.training.planning import plan_stages
+
+ROWS = {f"{table} {row.row}": row for table in (4, 5, 6) for row in choose_rows(table)}
+RUNS = {row.run: row for row in ROWS.values()}
+"""One row for each run; rows that change nothing share theirs."""
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return write_data(tmp_path_factory.mktemp("data") / "ct")
+
+
+@pytest.fixture(scope="module")
+def init(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("start") / "tiny"
+    return save_nano(folder, box_decoder="grounded", grounding_grid=8)
+
+
+@pytest.fixture
+def settings(data, init, tmp_path):
+    return Settings(data, init, tmp_path / "runs", None, steps=1, threads=1)
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch, tmp_path_factory):
+    monkeypatch.setattr(training, "VAL_RECORDS", 20)
+    monkeypatch.setitem(ablate._stated()["base"], "records", 60)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def test_every_published_row_that_is_named_exists():
+    for table in (4, 5, 6):
+        rows = [(row.what, row.paper, None) for row in choose_rows(table)]
+        assert "not run" in ablation_table(table, rows).to_markdown()
+
+
+def test_the_rows_are_those_of_the_paper():
+    changed = {name: row.model for name, row in ROWS.items() if row.model}
+    assert changed == {
+        "4 1-single": {"num_candidates": 1},
+        "4 2-hard": {"fusion": "hard"},
+        "4 2-soft-72": {"router_hidden": 72},
+        "4 2-soft-288": {"router_hidden": 288},
+        "4 3-soft-144": {"num_candidates": 3},
+        "5 text": {"mask_prompts": "text"},
+        "5 text+box+points": {"mask_prompts": "text+box+points"},
+        "5 text+box-mlp": {"box_decoder": "mlp"},
+    }
+    assert [name for name, row in ROWS.items() if row.run == "base"] == [
+        "4 2-soft-144", "5 text+box", "6 segmenter-frozen", "6 language-whole",
+        "6 similarity-without",
+    ]  # fmt: skip
+
+
+def test_rows_are_chosen_by_name():
+    assert [row.row for row in choose_rows(5, ["text+box", "text"])] == ["text+box", "text"]
+    with pytest.raises(InputError, match=r"no row '2-hard'; it has text, text\+box"):
+        choose_rows(5, ["2-hard"])
+
+
+@pytest.mark.parametrize(("samples", "steps"), [(3000, None), (None, 7)])
+def test_stages_are_as_long_as_asked(settings, samples, steps):
+    plan = recipe_for(ROWS["4 2-soft-144"], Settings(settings.data, settings.init, settings.out,
+                                                     samples, steps))  # fmt: skip
+    localise, language, joint = plan.stages
+    assert (localise.steps, language.steps, joint.steps) == (
+        (94, 108, 375) if samples else (7,) * 3
+    )
+    assert joint.warmup == (38 if samples else 1)
+
+
+def test_a_row_states_only_what_differs(settings):
+    base = recipe_for(ROWS["6 segmenter-frozen"], settings)
+    other = recipe_for(ROWS["6 similarity-with"], settings)
+    assert other.stages[:2] == base.stages[:2]
+    added = {"similarity_js": 2.0, "similarity_mse": 1.0}
+    assert other.stages[2].weights == {**base.stages[2].weights, **added}
+    frozen = recipe_for(ROWS["6 language-frozen"], settings)
+    assert frozen.stages[2].rates.keys() ^ base.stages[2].rates.keys() == {"mllm.language_model"}
+
+
+def test_every_row_starts_from_the_same_weights_and_fresh_heads(init):
+    before = MediSeeModel.from_pretrained(init).state_dict()
+    states = {}
+    for name, row in RUNS.items():
+        model, processor = ablate.start_model(row, init, seed=3)
+        states[name] = model.state_dict()
+        assert not processor.config.mask_boxes
+        assert model.config.num_candidates == len(processor.config.candidates)
+        for key, value in states[name].items():
+            if key.startswith("mllm.") or (
+                key.startswith("segmenter.") and row.segmenter == "trained"
+            ):
+                own = before[key]
+                assert torch.equal(value[: len(own)] if own.dim() else value, own), f"{name} {key}"
+    encoder = "segmenter.vision_encoder.patch_embed.seq.0.conv.weight"
+    key = next(
+        k for k in before if k.startswith("segmenter.vision_encoder") and before[k].dim() > 1
+    )
+    assert not torch.equal(states["segmenter-random"][key], before[key]), encoder
+    projector = "projector.layers.0.weight"
+    assert not torch.equal(states["base"][projector], before[projector])
+    again, _ = ablate.start_model(RUNS["base"], init, seed=3)
+    assert torch.equal(again.state_dict()[projector], states["base"][projector])
+
+
+def test_the_third_candidate_is_a_new_word(init):
+    model, processor = ablate.start_model(ROWS["4 3-soft-144"], init, seed=0)
+    before = MediSeeModel.from_pretrained(init)
+    table, old = (m.mllm.language_model.embed_tokens.weight for m in (model, before))
+    assert len(table) == len(old) + 1
+    torch.testing.assert_close(table[-1], old.mean(dim=0))
+    assert model.config.candidate_token_ids[2] == len(old)
+    assert processor.tokenizer.id_to_token(len(old)) == "[CAND3]"
+    assert model.mllm.lm_head.weight is table
+
+
+def test_rates_and_adapters_fit_every_row(settings):
+    """Each row's own part is what its last stage trains."""
+    trained = {}
+    for name, row in RUNS.items():
+        recipe = recipe_for(row, settings)
+        ablate._write_start(row, settings, Path(recipe.init))
+        trained[name] = [stage.trained for stage in plan_stages(recipe)]
+    base = trained["base"]
+    assert trained["segmenter-whole"][2] > trained["segmenter-lora"][2] > base[2]
+    assert trained["segmenter-whole"][:2] == trained["segmenter-lora"][:2] == base[:2]
+    assert trained["language-frozen"][2] < trained["language-lora"][2] < base[2]
+    assert trained["1-single"][2] < base[2] < trained["2-soft-288"][2]
+    assert trained["similarity-with"] == base
+
+
+def trains_and_answers(row: Row, settings: Settings) -> None:
+    folder = train_row(row, settings)
+    assert sorted(p.name for p in (settings.out / row.run).iterdir() if p.is_dir()) == [
+        "joint", "language", "localise", "model",
+    ]  # fmt: skip
+    for stage in ("localise", "language", "joint"):
+        [line] = (settings.out / row.run / stage / "metrics.jsonl").read_text().splitlines()
+        assert all(value == value for value in json.loads(line).values())  # no NaN
+    model = medisee.load(str(folder), device="cpu", runtime="torch")
+    image = next((settings.data / "images").glob("*val*"))
+    [answer] = model.open(image).ask(["Segment the liver."], explain=False)
+    assert answer.findings or answer.refusal
+
+
+def test_the_row_that_changes_most_runs(settings):
+    """The encoder is trained through its adapters, so that all features are made anew."""
+    row = ROWS["6 segmenter-lora"].model_copy(update={"model": {"num_candidates": 3}})
+    trains_and_answers(row, settings)
+    written = (settings.out / row.run / "model" / "targets.json").stat().st_mtime_ns
+    train_row(row, settings)
+    assert (settings.out / row.run / "model" / "targets.json").stat().st_mtime_ns == written
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("run", RUNS)
+def test_every_row_runs(run, settings):
+    trains_and_answers(RUNS[run], settings)
+
+
+def test_a_start_half_written_is_written_again(settings):
+    part = settings.out / "base" / "start.part"
+    part.mkdir(parents=True)
+    (part / "config.json").write_text("{")
+    ablate._write_start(RUNS["base"], settings, part.with_suffix(""))
+    assert MediSeeModel.from_pretrained(part.with_suffix(""))
+    assert not part.exists()
+
+
+def test_a_start_of_another_form_is_named(init, tmp_path):
+    folder = tmp_path / "other"
+    shutil.copytree(init, folder)
+    config = json.loads((folder / "config.json").read_text())
+    config["mllm"]["model_type"] = "llava"
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelError, match="nano's form"):
+        check_start(str(folder))
+    (folder / "config.json").write_text("[]")
+    with pytest.raises(ModelError, match="no configuration"):
+        check_start(str(folder))
+    assert check_start(str(init)) == init
