@@ -38,6 +38,15 @@ def serve(
         Path | None,
         typer.Option(metavar="DIR", help="Serve MONAI Label's plugins too, with images from DIR."),
     ] = None,
+    label_studio: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            exists=True,
+            file_okay=False,
+            help="Draw Label Studio's pre-annotations too, on images from DIR.",
+        ),
+    ] = None,
     ray: Annotated[
         int, typer.Option(min=0, metavar="N", help="N replicas on Ray Serve; see docs/http.md.")
     ] = 0,
@@ -68,8 +77,8 @@ def serve(
         session_seconds=keep * 60,
     )
     hosts = (*LOOPBACK_NAMES, host) if is_loopback(host) else None
-    if ray and monai_label:
-        raise InputError("--monai-label works without --ray: replicas share no sessions")
+    if ray and (monai_label or label_studio):
+        raise InputError("--monai-label and --label-studio work without --ray")
     if ray:
         with needs_extra("replicas", "ray"):
             from medisee.serve.ray import deploy
@@ -85,6 +94,7 @@ def serve(
         hosts=hosts,
         origins=tuple(allow_origin or ()),
         datastore=monai_label,
+        label_studio_images=label_studio,
     )
     print_text(f"MediSee {model}: {address_of(listening, host)}  (stop with Ctrl-C)", wrap=False)
     print_error("A research tool, not a medical device.")

@@ -12,7 +12,7 @@ from starlette.middleware.cors import CORSMiddleware
 
 import medisee
 
-from . import ask_api, errors, info_api, monai_label, openai_api, page, session_api
+from . import ask_api, errors, info_api, label_studio, monai_label, openai_api, page, session_api
 from .datastore import Datastore
 from .guard import Guard
 from .limits import Limits
@@ -38,6 +38,7 @@ def create_app(
     hosts: Collection[str] | None = None,
     origins: Collection[str] = (),
     datastore: Path | None = None,
+    label_studio_images: Path | None = None,
 ) -> FastAPI:
     """The ASGI application around a loaded model; `model` follows the predictor's protocol.
 
@@ -45,6 +46,7 @@ def create_app(
     hosts: names under which the server may be called; None for all.
     origins: pages elsewhere that browsers let call this server (CORS); none by default.
     datastore: folder for the plugins of MONAI Label; without one their interface is not there.
+    label_studio_images: folder of the images in Label Studio's tasks; likewise.
     """
     service = Service(model, limits or Limits())
 
@@ -69,6 +71,9 @@ def create_app(
         app.state.token, app.state.volumes = token, Volumes(service)
         app.state.datastore = Datastore(datastore, service.limits)
         app.include_router(monai_label.router)
+    if label_studio_images is not None:
+        app.state.label_studio = label_studio_images
+        app.include_router(label_studio.router)
     page.mount(app)
     app.add_middleware(Guard, service=service, token=token, hosts=hosts, origins=origins)
     if origins:

@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import hmac
 import time
 from collections.abc import Collection
+from contextlib import suppress
 from urllib.parse import SplitResult, urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from . import monai_label
+from . import label_studio, monai_label
 from .errors import ServeError, fault, to_response
 from .service import Service
 
 __all__ = ["Guard"]
 
 _CHUNK = 256 << 10
-_PROTECTED = ("/v1/", "/metrics", *monai_label.PROTECTED)
+_PROTECTED = ("/v1/", "/metrics", *monai_label.PROTECTED, *label_studio.PROTECTED)
 """What a token protects; the page, /health and the documents hold nothing of anybody."""
 
 
@@ -39,7 +41,7 @@ class Guard:
         origins: Collection[str],
     ) -> None:
         self.app, self.service = app, service
-        self._token = None if token is None else f"Bearer {token}".encode()
+        self._token = None if token is None else token.encode()
         self._hosts, self._origins = hosts, origins
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -76,11 +78,24 @@ class Guard:
         if foreign and scope["method"] not in ("GET", "HEAD") and origin not in self._origins:
             raise ServeError(403, "origin_not_allowed", "requests from other pages are not allowed")
         if self._token is not None and scope["path"].startswith(_PROTECTED):
-            given = headers.get("authorization", "").encode("latin-1", "replace")
-            if not hmac.compare_digest(given, self._token):
-                raise ServeError(
-                    401, "no_token", "a valid token is needed", {"WWW-Authenticate": "Bearer"}
-                )
+            self._check_token(headers.get("authorization", ""), self._token)
+
+    @staticmethod
+    def _check_token(authorization: str, token: bytes) -> None:
+        if not hmac.compare_digest(_given(authorization), token):
+            challenge = {"WWW-Authenticate": "Bearer"}
+            raise ServeError(401, "no_token", "a valid token is needed", challenge)
+
+
+def _given(authorization: str) -> bytes:
+    """The token in a header: behind Bearer, or as the password of Basic, with any user."""
+    scheme, _, value = authorization.partition(" ")
+    if scheme == "Bearer":
+        return value.encode("latin-1", "replace")
+    with suppress(ValueError):
+        if scheme == "Basic":
+            return base64.b64decode(value, validate=True).partition(b":")[2]
+    return b""
 
 
 def _split(url: str) -> SplitResult:
