@@ -26,7 +26,7 @@ def untrained(tmp_path_factory):
 @pytest.fixture
 def ablating(run, scans, untrained, monkeypatch, tmp_path_factory):
     """`ablating("table5", ...)` trains tiny rows of one step on a few drawn images."""
-    monkeypatch.setattr(training, "VAL_RECORDS", 20)
+    monkeypatch.setattr(training, "VAL_RECORDS", 90)
     monkeypatch.setitem(ablate._stated()["base"], "records", 60)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
 
@@ -54,18 +54,20 @@ def lines_of(table):
 
 
 def test_a_row_is_trained_asked_and_written_beside_the_published_figures(ablating, tmp_path):
-    done = ablating("table5", "--rows", "text+box,text", "--steps", 1)
+    """One that trains the encoder through adapters, so that all features are made anew."""
+    done = ablating("table6", "--rows", "segmenter-lora", "--steps", 1)
     assert done.code == 0, done.err
-    assert "row 1 of 2: text+box" in done.err
-    text = (tmp_path / "ablations" / "table5.md").read_text(encoding="utf-8")
+    assert "row 1 of 1: segmenter-lora" in done.err
+    text = (tmp_path / "ablations" / "table6.md").read_text(encoding="utf-8")
     head, _, *rows = lines_of(text)
     by_name = {row[0]: dict(zip(head, row, strict=True)) for row in rows}
-    assert by_name["text alone"]["paper: referring gIoU"] == "49.3"
-    assert by_name["text, box and points"]["paper: reasoning Acc"] == "31.0"
+    own, other = by_name["segmenter: LiteMedSAM, encoder with LoRA"], by_name["segmenter: random"]
+    assert (own["paper"], own["paper: referring gIoU"]) == ("segmenter: MedSAM (LoRA)", "46.3")
+    assert (other["paper"], other["paper: referring gIoU"]) == ("-", "-")
     for kind in ("referring", "reasoning"):
-        assert "(" in by_name["text alone"][f"ours: {kind} gIoU"]
-        assert by_name["text, box and points"][f"ours: {kind} gIoU"] == "not run"
-    assert "49.3" in done.out
+        assert "(" in own[f"ours: {kind} gIoU"]
+        assert other[f"ours: {kind} gIoU"] == "not run"
+    assert "46.3" in done.out
 
 
 def test_what_is_there_is_kept_and_a_stopped_row_goes_on(ablating, trained, tmp_path):
@@ -110,6 +112,12 @@ def test_bad_options_are_named_before_any_time_is_spent(
     assert word in done.err.replace("\n", " ")
     assert not trained
     assert not (tmp_path / "ablations").exists()
+
+
+def test_without_an_untrained_model_it_says_how_to_make_one(run, scans):
+    done = run("ablate", "table4", scans)
+    assert done.code == 2
+    assert "medisee.training.nano" in done.err
 
 
 def test_data_without_validation_images_are_named(run, trained, untrained, tmp_path):

@@ -106,10 +106,12 @@ def test_a_batch_equals_each_question_alone(kind, name):
 
 @both_kinds
 def test_several_questions_on_one_image_equal_separate_images(kind):
+    """In states, logits, boxes, masks, and in what training learns from them."""
     model = tiny_model(kind)
     batch = images(model, 1)
     rows = answered(model, 0, 1, 2)
     shared = run(model, batch, rows, [0, 0, 0])
+    learned = all_gradients(model, shared)
     batch.prefix_ids = batch.prefix_ids.repeat(3, 1)
     batch.content = batch.content.repeat(3, 1)
     batch.segmenter_pixel_values = batch.segmenter_pixel_values.repeat(3, 1, 1, 1)
@@ -117,7 +119,21 @@ def test_several_questions_on_one_image_equal_separate_images(kind):
         batch.pixel_values = batch.pixel_values.repeat(3, 1, 1, 1)
     separate = run(model, batch, rows, [0, 1, 2])
     torch.testing.assert_close(shared.states, separate.states, **CLOSE)
+    torch.testing.assert_close(shared.logits, separate.logits, **CLOSE)
     assert_located_close(shared.located, [separate.located])
+    for name, value in all_gradients(model, separate).items():
+        torch.testing.assert_close(learned[name], value, rtol=1e-3, atol=1e-5, msg=name)
+
+
+def all_gradients(model, output):
+    """Of all that is trained, from everything that a loss looks at."""
+    model.zero_grad()
+    located = output.located
+    total = output.logits.square().mean() + located.mask_logits.square().mean()
+    (total + located.boxes.square().mean() + located.similarity.square().mean()).backward()
+    found = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+    assert any(n.startswith("mllm.") and g.abs().max() > 0 for n, g in found.items())
+    return found
 
 
 def test_question_and_image_both_matter():

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 __all__ = ["ablate"]
 
+UNTRAINED = "runs/untrained"
+TOLD = "settings.json"
 COMPOSED = 2000
 """Validation questions that those asked are drawn from."""
 
@@ -61,7 +63,7 @@ def ablate(
             metavar="MODEL",
             help="Untrained nano that rows start from (python -m medisee.training.nano).",
         ),
-    ] = "runs/untrained",
+    ] = UNTRAINED,
     limit: Annotated[
         int, typer.Option(min=0, help="Questions of each category and kind; 0 for all.")
     ] = 2,
@@ -80,13 +82,20 @@ def ablate(
         from medisee.training.ablate import Settings, check_start, choose_rows
     if samples is not None and steps is not None:
         raise InputError("--samples and --steps say the same in two ways; give one of them")
+    if init == UNTRAINED and not Path(init).is_dir():
+        raise InputError(
+            f"there is no untrained model in {init}: make one (python -m medisee.training.nano), "
+            "or name one with --init"
+        )
     check_folder(out)
     keys = [key.strip() for key in rows.split(",") if key.strip()]
     chosen = choose_rows(table.number, keys)
     given = samples or (None if steps else 3000)
     settings = Settings(data, check_start(init), out, given, steps, seed, threads)
+    told = _told(settings, limit)
+    _check_same(out / TOLD, told)
     selection = _questions(settings, limit)
-    _check_same(settings, limit)
+    (out / TOLD).write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
     for number, row in enumerate(chosen, start=1):
         line = f"{table.value}, row {number} of {len(chosen)}: {row.row} ({row.what})"
         progress().print(line, style="bold", markup=False)
@@ -113,11 +122,11 @@ def _questions(settings: Settings, limit: int) -> Selection:
     return selection
 
 
-def _check_same(settings: Settings, limit: int) -> None:
-    """Rows that were trained otherwise, or asked otherwise, do not stand in one table."""
+def _told(settings: Settings, limit: int) -> dict[str, Any]:
+    """What rows of one table must have in common."""
     from medisee.hub import weights_checksum
 
-    told: dict[str, Any] = {
+    return {
         "data": str(settings.data.resolve()),
         "init": weights_checksum(settings.init),
         "samples": settings.samples,
@@ -125,17 +134,17 @@ def _check_same(settings: Settings, limit: int) -> None:
         "seed": settings.seed,
         "limit": limit,
     }
-    path = settings.out / "settings.json"
-    if not path.is_file():
-        path.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
-        return
-    before = json.loads(path.read_text(encoding="utf-8"))
-    if different := [name for name in told if told[name] != before.get(name)]:
-        name = different[0]
-        raise InputError(
-            f"{settings.out} holds rows made with {name} = {before.get(name)}, not {told[name]}; "
-            "choose another --out"
-        )
+
+
+def _check_same(path: Path, told: Mapping[str, Any]) -> None:
+    """Rows that were trained otherwise, or asked otherwise, do not stand in one table."""
+    before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else told
+    for name, value in told.items():
+        if value != before.get(name):
+            raise InputError(
+                f"{path.parent} holds rows made with {name} = {before.get(name)}, not {value}; "
+                "choose another --out"
+            )
 
 
 def _run(row: Row, settings: Settings, selection: Selection) -> None:
