@@ -25,10 +25,10 @@ import numpy as np
 import torch
 import transformers
 
+from medisee.model import EncodedImage, Perceived
 from medisee.model.compact import CompactLinear
 from medisee.model.inference import TorchRuntime
 from medisee.model.losses import PAPER_WEIGHTS, box_losses, mask_losses, text_loss, weighted_sum
-from medisee.model.modeling import EncodedImage, Perceived
 from medisee.processing import MediSeeProcessor, SegmenterInput
 
 QUESTION = "Which large organ here makes bile and breaks down poisons? Please segment it."

@@ -70,7 +70,7 @@ def nano_config(vocabulary: int = VOCABULARY, image_id: int = IMAGE_ID) -> Share
     )
 
 
-def llava_config() -> LlavaConfig:
+def llava_config(vocabulary: int = VOCABULARY, image_id: int = IMAGE_ID) -> LlavaConfig:
     """A CLIP tower of 2 x 2 patches and a Mistral of two layers."""
     vision = CLIPVisionConfig(
         hidden_size=16, intermediate_size=32, num_hidden_layers=3, num_attention_heads=2,
@@ -78,10 +78,10 @@ def llava_config() -> LlavaConfig:
     )  # fmt: skip
     text = MistralConfig(
         hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, vocab_size=VOCABULARY, sliding_window=None,
+        num_key_value_heads=2, vocab_size=vocabulary, sliding_window=None,
     )  # fmt: skip
     return LlavaConfig(
-        vision_config=vision, text_config=text, image_token_id=IMAGE_ID, image_seq_length=4
+        vision_config=vision, text_config=text, image_token_id=image_id, image_seq_length=4
     )
 
 
@@ -178,7 +178,7 @@ def run(
     model: MediSeeModel, batch: Batch, rows: list[list[int]], index: list[int], **further: object
 ) -> object:
     """`forward` on rows of unequal length."""
-    from medisee.model.modeling import pad_right
+    from medisee.model.phases import pad_right
 
     ids, mask = pad_right(rows, "cpu")
     return model(
@@ -268,5 +268,16 @@ def save_nano(folder: Path, seed: int = 0, **changes: object) -> Path:
     """A model folder that `medisee.load` opens."""
     model, processor = tiny_nano(seed, **changes)
     model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
+
+
+def save_llava(folder: Path, seed: int = 0) -> Path:
+    """Likewise of the paper's form: a LLaVA-Mistral with its own vision tower, and SAM's ViT."""
+    processor = tiny_processor(image_seq_length=4, clip_size=28)
+    tokenizer = processor.tokenizer
+    ids = [tokenizer.token_to_id(name) for name in processor.config.candidates]
+    mllm = llava_config(tokenizer.get_vocab_size(), tokenizer.token_to_id("<image>"))
+    tiny_model("llava", seed, mllm=mllm, candidate_token_ids=ids).save_pretrained(folder)
     processor.save_pretrained(folder)
     return folder

@@ -7,7 +7,8 @@ from .configuration import (
     TinyViTConfig,
     candidate_tokens,
 )
-from .modeling import EncodedImage, Located, MediSeeModel, MediSeeOutput, Perceived
+from .modeling import MediSeeModel
+from .outputs import EncodedImage, Located, MediSeeOutput, Perceived
 
 __all__ = [
     "EncodedImage",

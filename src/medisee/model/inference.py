@@ -13,7 +13,8 @@ from safetensors import SafetensorError
 from ..categories import Categories, speaking_categories
 from ..errors import ModelError
 from ..processing import TOKENS_PER_TARGET, MediSeeProcessor, RawAnswer, SegmenterInput
-from .modeling import EncodedImage, Located, MediSeeModel, Perceived
+from .modeling import MediSeeModel
+from .outputs import EncodedImage, Located, Perceived
 from .placement import load_placed
 from .tinyvit import TinyViT, fold_batch_norms
 
@@ -87,6 +88,7 @@ class TorchRuntime:
             processor.openings,
             accept,
             settle=self._settle if self.categories else None,
+            sure=self._sure if self.categories else None,
         )
         return [self._raw(each) for each in perceived]
 
@@ -101,6 +103,11 @@ class TorchRuntime:
         assert self.categories is not None
         settled = self.categories.settle(states.float().cpu().numpy())
         return torch.from_numpy(settled).to(states)
+
+    def _sure(self, states: torch.Tensor) -> torch.Tensor:
+        assert self.categories is not None
+        found = self.categories.sure(states.float().cpu().numpy())
+        return torch.from_numpy(found).to(states.device)
 
     def _raw(self, perceived: Perceived) -> RawAnswer:
         located = perceived.targets or Located()

@@ -7,7 +7,7 @@
            └▶ candidate states ─▶ fusion ─┬─ h_det ──────────┘              │
                                           └─ h_seg ─▶ projector ─ text ─────┘
 
-One forward for training and three phases for inference; both call `locate`.
+One forward for training and three phases for inference (`phases`); both call `locate`.
 
 Shape letters: B images, Q questions, T targets, n candidates, L suffix length, P prefix length,
 N image tokens, d width of the language model, C channels, E embedding side, S segmenter input.
@@ -15,110 +15,25 @@ N image tokens, d width of the language model, C channels, E embedding side, S s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
-from transformers.utils import ModelOutput
 
 from .. import packing
-from ..phrases import speak
 from .configuration import MediSeeConfig
 from .heads import AdaptiveFusion, BoxDecoder, GroundedBoxDecoder, MaskPromptProjector
-from .mllm import KeysValues, Prefix, TextStream, build_mllm
+from .mllm import TextStream, build_mllm
+from .outputs import Located, MediSeeOutput
+from .phases import ThreePhases
 from .points import similarity_points
 from .segmenter import Prompts, Segmenter
 
 
-@dataclass
-class Located(ModelOutput):
-    """Where the targets are.
-
-    Attributes:
-        boxes: (T, 4) cxcywh in 0..1 of the image without its padding; None without a box decoder.
-        mask_logits: (T, 4E, 4E) on the segmenter's square.
-        quality: (T,) the mask decoder's own estimate of IoU.
-        similarity: (T, N) map over the image tokens.
-        h_seg, h_det: (T, d).
-    """
-
-    boxes: Tensor | None = None
-    mask_logits: Tensor | None = None
-    quality: Tensor | None = None
-    similarity: Tensor | None = None
-    h_seg: Tensor | None = None
-    h_det: Tensor | None = None
-
-
-@dataclass
-class MediSeeOutput(ModelOutput):
-    """What `forward` returns.
-
-    Attributes:
-        logits: (A, V) at the A supervised positions, row by row, or (Q, L, V) without labels.
-        target_question: (T,) the question that each target belongs to.
-        states: (T, n, d) candidate states.
-        located: masks and boxes of the targets; None when not wanted, or without any target.
-        image_states: (B, N, d).
-    """
-
-    logits: Tensor | None = None
-    target_question: Tensor | None = None
-    states: Tensor | None = None
-    located: Located | None = None
-    image_states: Tensor | None = None
-
-
-@dataclass(frozen=True)
-class EncodedImage:
-    """One image after `encode_image`: all that later questions need of it.
-
-    Attributes:
-        embedding: (1, C, E, E).
-        prefix: keys, values and image states of the language model.
-        content: (1, 2) width and height of the content as a fraction of the square.
-    """
-
-    embedding: Tensor
-    prefix: Prefix
-    content: Tensor
-
-
-@dataclass
-class Perceived:
-    """The answer to one question before its words.
-
-    Attributes:
-        decision: (k,) probabilities of the k answer openings (index 0: it is here).
-        targets: located targets, one group each; None when refused.
-        presence: for each target, the probability with which its group was opened.
-        keys_values: cache of this row, without padding.
-        next_logits: (V,) logits of the first word of the explanation.
-        states: (T, n, d) candidate states of the targets; None when refused.
-    """
-
-    decision: Tensor
-    targets: Located | None
-    presence: list[float]
-    keys_values: KeysValues
-    next_logits: Tensor
-    states: Tensor | None = None
-
-
-@dataclass
-class _Stream:
-    """Rows that grow together: their cache, its mask (Q, length), and their last states (Q, d)."""
-
-    past: KeysValues
-    mask: Tensor
-    last: Tensor
-
-
-class MediSeeModel(PreTrainedModel):
+class MediSeeModel(ThreePhases, PreTrainedModel):
     """The whole model (section 3 of the paper; figure 2)."""
 
     config_class = MediSeeConfig
@@ -317,182 +232,6 @@ class MediSeeModel(PreTrainedModel):
         centre, half = boxes[:, :2], boxes[:, 2:] / 2
         return torch.cat([centre - half, centre + half], dim=1) * scale
 
-    # ---- inference in three phases -----------------------------------------------------------
-
-    @torch.inference_mode()
-    def encode_image(
-        self,
-        prefix_ids: Tensor,
-        content: Tensor,
-        segmenter_pixel_values: Tensor | None = None,
-        pixel_values: Tensor | None = None,
-        segmenter_embedding: Tensor | None = None,
-    ) -> EncodedImage:
-        """Phase 1, once per image: embedding, and the language model's cache of the image.
-
-        Arguments are those of `forward`, for one image.
-        """
-        embedding = segmenter_embedding
-        if embedding is None:
-            embedding = self.segmenter.encode(segmenter_pixel_values)
-        tokens = self.text.image_tokens(pixel_values, embedding)
-        prefix = self.text.prefix(prefix_ids, tokens, self.config.image_token_id)
-        return EncodedImage(embedding, prefix, content)
-
-    @torch.inference_mode()
-    def perceive(
-        self,
-        image: EncodedImage,
-        questions: list[list[int]],
-        group: list[int],
-        more: list[int],
-        openings: list[int],
-        accept: float = 0.5,
-        another: float = 0.5,
-        max_targets: int = 8,
-        settle: Callable[[Tensor], Tensor] | None = None,
-    ) -> list[Perceived]:
-        """Phase 2: decisions, masks and boxes of all questions, without decoding a token.
-
-        Args:
-            questions: token ids of each question, up to where the answer begins.
-            group: ids of the answer's opening, with one group of candidates.
-            more: ids of what opens a further group; its first id tells "and another".
-            openings: first ids of the possible answers; `openings[0]` says that it is here.
-            accept: at least this probability of "here", or the question is refused.
-            another: at least this probability of "and another" opens a further group.
-            max_targets: at most so many groups an answer.
-            settle: what the heads read in place of the candidate states (T, n, d).
-        """
-        batch = [ids + group for ids in questions]
-        ids, mask = pad_right(batch, self.device)
-        first = torch.tensor([len(q) - 1 for q in questions], device=self.device)
-        past_mask = mask.new_ones(len(batch), image.prefix.length)
-        index = torch.zeros(len(batch), dtype=torch.long, device=self.device)
-        states, past = self.text.continue_from(image.prefix.select(index), past_mask, ids, mask)
-        rows = torch.arange(len(batch), device=self.device)
-        decision = self.text.logits(states[rows, first])[:, openings].float().softmax(dim=-1)
-        here = (decision[:, 0] >= accept).tolist()
-        stream = _Stream(past, torch.cat([past_mask, mask], dim=1), states[rows, mask.sum(1) - 1])
-        _, candidates = self.candidate_states(states, ids)
-        groups = [[candidates[row]] if here[row] else [] for row in range(len(batch))]
-        presence = [[float(decision[row, 0])] if here[row] else [] for row in range(len(batch))]
-        self._further_groups(stream, groups, presence, more, another, max_targets)
-        located = self._locate_groups(image, groups, settle)
-        ends = image.prefix.length + first + 1
-        return [
-            self._perceived(stream, row, decision[row], found, presence[row], groups[row])
-            if found is not None
-            else self._refused(stream, row, decision[row], int(ends[row]), states[row, first[row]])
-            for row, found in enumerate(located)
-        ]
-
-    def _perceived(
-        self,
-        stream: _Stream,
-        row: int,
-        decision: Tensor,
-        located: Located,
-        presence: list[float],
-        groups: list[Tensor],
-    ) -> Perceived:
-        past = _select_row(stream.past, row, stream.mask[row].bool())
-        logits = self.text.logits(stream.last[row])
-        return Perceived(decision, located, presence, past, logits, torch.stack(groups))
-
-    def _refused(
-        self, stream: _Stream, row: int, decision: Tensor, end: int, last: Tensor
-    ) -> Perceived:
-        """The words of a refusal follow the question, not the opening that was not taken."""
-        keep = stream.mask[row].bool()
-        keep[end:] = False
-        past = _select_row(stream.past, row, keep)
-        return Perceived(decision, None, [], past, self.text.logits(last))
-
-    def _further_groups(
-        self,
-        stream: _Stream,
-        groups: list[list[Tensor]],
-        presence: list[list[float]],
-        more: list[int],
-        another: float,
-        max_targets: int,
-    ) -> None:
-        """Opens further groups, all rows in one batched step each, until none wants another."""
-        for _ in range(max_targets - 1):
-            chance = self.text.logits(stream.last).float().softmax(dim=-1)[:, more[0]]
-            answered = torch.tensor([bool(row) for row in groups], device=self.device)
-            wants = answered & (chance >= another)
-            if not wants.any():
-                return
-            ids = torch.tensor([more] * len(groups), device=self.device)
-            mask = wants.long()[:, None].expand_as(ids)
-            states, stream.past = self.text.continue_from(stream.past, stream.mask, ids, mask)
-            stream.mask = torch.cat([stream.mask, mask], dim=1)
-            # A row that wants no more keeps its last state, and so never wants more again.
-            stream.last = torch.where(wants[:, None], states[:, -1], stream.last)
-            _, candidates = self.candidate_states(states, ids)
-            for row in wants.nonzero()[:, 0].tolist():
-                groups[row].append(candidates[row])
-                presence[row].append(float(chance[row]))
-
-    def _locate_groups(
-        self,
-        image: EncodedImage,
-        groups: list[list[Tensor]],
-        settle: Callable[[Tensor], Tensor] | None,
-    ) -> list[Located | None]:
-        """One mask-decoder batch for the targets of all questions."""
-        flat = [states for row in groups for states in row]
-        if not flat:
-            return [None] * len(groups)
-        index = torch.zeros(len(flat), dtype=torch.long, device=self.device)
-        candidates = torch.stack(flat)
-        everything = self.locate(
-            candidates if settle is None else settle(candidates),
-            image.embedding[index],
-            image.prefix.image_states[index],
-            image.content[index],
-        )
-        results: list[Located | None] = []
-        start = 0
-        for row in groups:
-            stop = start + len(row)
-            results.append(_slice(everything, start, stop) if row else None)
-            start = stop
-        return results
-
-    @torch.inference_mode()
-    def explain(
-        self,
-        perceived: Perceived,
-        opening: int | None,
-        stop: int,
-        max_tokens: int = 96,
-        allowed: Callable[[list[int]], list[int]] | None = None,
-    ) -> Iterator[int]:
-        """Phase 3: the explanation, token by token, greedily, from the cache of phase 2.
-
-        Args:
-            opening: a first token that is settled already (of a refusal); it is yielded too.
-            stop: id of the end token; it is not yielded.
-            allowed: ids that may follow those already said; none ends the explanation.
-        """
-        past, logits = perceived.keys_values, perceived.next_logits
-
-        def best(unread: list[int], choices: list[int] | None) -> int:
-            nonlocal past, logits
-            if unread:
-                ids = torch.tensor([unread], device=self.device)
-                past_mask = ids.new_ones(1, past[0][0].shape[2])
-                states, past = self.text.continue_from(past, past_mask, ids, torch.ones_like(ids))
-                logits = self.text.logits(states[0, -1])
-            return (
-                int(logits.argmax()) if choices is None else choices[int(logits[choices].argmax())]
-            )
-
-        return speak(best, opening, stop, max_tokens, allowed)
-
 
 def _check_fit(missing: Collection[str], unexpected: Collection[str]) -> None:
     if wrong := [*sorted(missing), *sorted(unexpected)]:
@@ -505,26 +244,8 @@ def similarity_map(image_states: Tensor, h_seg: Tensor) -> Tensor:
     return scores / h_seg.shape[-1] ** 0.5
 
 
-def pad_right(rows: list[list[int]], device: torch.device | str) -> tuple[Tensor, Tensor]:
-    """Token ids and mask (Q, L) of rows of unequal length."""
-    length = max(len(row) for row in rows)
-    ids = torch.tensor([row + [0] * (length - len(row)) for row in rows], device=device)
-    mask = torch.tensor([[1] * len(row) + [0] * (length - len(row)) for row in rows], device=device)
-    return ids, mask
-
-
 def _supervised(states: Tensor, labels: Tensor | None) -> Tensor:
     """The states that predict a supervised token: logits of the others are never looked at."""
     if labels is None:
         return states
     return states[:, :-1][labels[:, 1:] != -100]
-
-
-def _select_row(past: KeysValues, row: int, keep: Tensor) -> KeysValues:
-    return tuple(
-        (keys[row : row + 1, :, keep], values[row : row + 1, :, keep]) for keys, values in past
-    )
-
-
-def _slice(located: Located, start: int, stop: int) -> Located:
-    return Located(**{name: value[start:stop] for name, value in located.items()})

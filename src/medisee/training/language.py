@@ -17,7 +17,7 @@ from torch import Tensor
 from ..errors import DataError
 from ..model import MediSeeOutput
 from ..model.losses import box_losses, mask_losses, similarity_losses, text_loss
-from ..model.modeling import pad_right
+from ..model.phases import pad_right
 from ..processing import MediSeeProcessor
 from ..structures import QARecord
 from .context import Context, Losses
@@ -140,9 +140,7 @@ class Language:
         return losses
 
     @torch.no_grad()
-    def _reference_maps(
-        self, images: list[int], truth: _Truth, shown: dict[str, Tensor]
-    ) -> Tensor:
+    def _reference_maps(self, images: list[int], truth: _Truth, shown: dict[str, Tensor]) -> Tensor:
         """(T, N) similarity maps of the bare labels, which need no reasoning (section 3.4)."""
         processor, labels = self.context.processor, self.context.train.labels
         asked = [processor.question_ids(labels[number]) for number in truth.labels.tolist()]
