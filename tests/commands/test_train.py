@@ -52,10 +52,11 @@ def test_a_dry_run_tells_the_stages_and_trains_nothing(run, runs, monkeypatch):
         name="heads", task="localise", steps=1200, trained=34567, frozen=89, memory=2_000_000
     )
     planning.plan_stages = lambda plan: [stage]
+    planning.measure_stages = lambda plan: {"heads": SimpleNamespace(seconds=3.0, memory=None)}
     monkeypatch.setitem(sys.modules, "medisee.training.planning", planning)
     done = run("train", "tiny.yaml", "--dry-run")
     assert done.code == 0
-    assert all(part in done.out for part in ("heads", "1,200", "34,567", "89", "2.0 MB"))
+    assert all(part in done.out for part in ("heads", "1,200", "34,567", "89", "2.0 MB", "60 min"))
     assert not runs
 
 

@@ -258,6 +258,24 @@ def test_a_kill_at_any_moment_leaves_a_whole_checkpoint(two_checkpoints, allowed
     assert not (folder / "checkpoint.old").exists()
 
 
+def test_a_full_disk_is_told_and_the_last_checkpoint_kept(two_checkpoints, monkeypatch):
+    folder, states = two_checkpoints
+    model, optimizer = prepared()
+    for error in (OSError(28, "No space left on device"), RuntimeError("file write failed")):
+
+        def full(*_, error=error):
+            raise error
+
+        with monkeypatch.context() as patch:
+            patch.setattr(torch, "save", full)
+            with pytest.raises(DataError, match=r"step 3 cannot be written.*make room"):
+                save_checkpoint(model, optimizer, folder, 3)
+        step, weights, _ = resumed(folder)
+        assert step == 2
+        assert equal(weights, states[1])
+        assert not (folder / "checkpoint.part").exists()
+
+
 def test_a_kill_between_the_renames_falls_back_to_the_old_one(two_checkpoints):
     folder, states = two_checkpoints
     (folder / "checkpoint").rename(folder / "checkpoint.part")

@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from medisee.errors import DataError
+from medisee.model.losses import PAPER_WEIGHTS
 from medisee.training.recipe import Recipe, read_recipe
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
@@ -42,6 +43,9 @@ def test_a_recipe_is_read_with_its_defaults(tmp_path):
         ({"precision": "fp8"}, "precision"),
         ({"threads": 0}, "threads"),
         ({"seed": "many"}, "seed"),
+        ({"base": "bf16", "precision": "fp32"}, "precision: bf16"),
+        ({"base": "int8"}, "lora"),
+        ({"stages": [{**STAGE, "templates": 1.5}]}, r"stages\.0\.templates"),
         ({"stages": [{**STAGE, "task": "dance"}]}, r"stages\.0\.task"),
         ({"stages": [{**STAGE, "steps": 0}]}, r"stages\.0\.steps"),
         ({"stages": [{**STAGE, "step": 5}]}, r"stages\.0\.step\b"),
@@ -77,7 +81,7 @@ TERMS = {
     "masks": {"bce", "dice"},
     "language": {"text", "decision", "state", "category"},
     "align": set(),
-    "joint": {"text", "decision", "state", "category", "bce", "dice", "l1", "giou"},
+    "joint": {"text", "bce", "dice", "l1", "giou"},
 }
 
 
@@ -87,3 +91,22 @@ def test_shipped_recipes_weigh_every_loss_of_their_stages(path):
     assert recipe.stages
     for stage in recipe.stages:
         assert TERMS[stage.task] <= stage.weights.keys(), stage.name
+
+
+def test_the_full_size_recipe_has_the_papers_values():
+    recipe = read_recipe(CONFIGS / "llava-med-7b.yaml")
+    assert recipe.lora is not None
+    assert (recipe.lora.rank, recipe.precision, recipe.recompute) == (8, "bf16", True)
+    assert not recipe.emits_states
+    first, second = recipe.stages
+    for stage in recipe.stages:
+        assert set(stage.rates.values()) == {3e-4}
+        assert (stage.warmup, stage.decay) == (100, "linear")
+        assert (stage.batch * stage.questions, stage.accumulate) == (15, 10)
+    assert (first.templates, second.templates) == (0.7, 0.0)
+    assert first.weights == {k: v for k, v in PAPER_WEIGHTS.items() if "similarity" not in k}
+    assert second.weights == dict(PAPER_WEIGHTS)
+
+
+def test_only_recipes_that_teach_states_make_models_that_name_by_them():
+    assert read_recipe(CONFIGS / "nano.yaml").emits_states

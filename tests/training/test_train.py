@@ -260,6 +260,27 @@ def test_views_are_encoded_and_trained_on(recipe):
     assert context.val.pooled.shape[1] == 1
 
 
+def test_the_image_encoder_is_trained_from_pixels_and_all_is_encoded_anew(
+    recipe, start, tmp_path, monkeypatch
+):
+    from medisee.model import MediSeeModel
+
+    finished, part = [], "segmenter.vision_encoder.neck"
+    monkeypatch.setattr(training, "finish", lambda context, _: finished.append(context))
+    plan = recipe(["masks", "localise"], precision="fp32")
+    plan.stages[0].rates[part] = 1e-2
+    training.train(plan)
+    before = MediSeeModel.from_pretrained(start)
+    saved, parts = trained(tmp_path / "run", "masks"), dict(before.named_parameters())
+    assert any(n.startswith(part) and not torch.equal(v, parts[n]) for n, v in saved.items())
+    [context] = finished
+    data, pixels = context.train, torch.from_numpy(context.train.pixels(0, 0).pixels)[None]
+    with torch.no_grad():
+        now, old = (m.segmenter.encode(pixels)[0] for m in (context.model, before))
+    assert (data.features(0) - now).abs().mean() < 0.2 * (data.features(0) - old).abs().mean()
+    assert tmp_path.joinpath("run", "localise", "checkpoint").exists()
+
+
 def test_heads_are_aligned_once(recipe, tmp_path, monkeypatch):
     monkeypatch.setattr(training, "finish", lambda *_: None)
     training.train(recipe(["align"]))

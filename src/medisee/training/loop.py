@@ -48,12 +48,19 @@ def run_stage(context: Context, recipe: Recipe, stage: Stage, folder: Path) -> N
             log.losses(train_step(machine, stepped, prepared, recipe, stage, step))
             done = step + 1
             if done % stage.validate_every == 0 or done == stage.steps:
-                context.model.eval()
-                log.metrics(done, work.task.validate())
+                log.metrics(done, _measured(work, recipe))
             saved = done % recipe.checkpoint_every == 0 or done == stage.steps
             if saved and machine.is_main_process:
                 save_checkpoint(context.model, optimizer, folder, done)
     machine.free_memory()
+
+
+def _measured(work: Work, recipe: Recipe) -> dict[str, float]:
+    """The task's figures on the validation split; in bf16 only where weights are."""
+    work.eval()
+    device = work.model.device.type
+    with torch.autocast(device, torch.bfloat16, enabled=recipe.base != "fp32"):
+        return work.task.validate()
 
 
 class Work(nn.Module):

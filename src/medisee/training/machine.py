@@ -34,9 +34,7 @@ def find_machine(recipe: Recipe) -> Accelerator:
             project_dir=Path(recipe.out),
             kwargs_handlers=[
                 # Which losses there are, and so which weights they reach, depends on the batch.
-                DistributedDataParallelKwargs(
-                    find_unused_parameters=True, broadcast_buffers=False
-                ),
+                DistributedDataParallelKwargs(find_unused_parameters=True, broadcast_buffers=False),
                 # The first process encodes, measures and writes while the others wait.
                 InitProcessGroupKwargs(timeout=timedelta(hours=12)),
             ],
@@ -49,9 +47,8 @@ def find_machine(recipe: Recipe) -> Accelerator:
 
 def _check(machine: Accelerator, recipe: Recipe) -> None:
     if machine.distributed_type not in SPREAD:
-        raise DataError(
-            f"a training can be spread over processes by DDP, not by {machine.distributed_type.value}"
-        )
+        kind = machine.distributed_type.value
+        raise DataError(f"a training can be spread over processes by DDP, not by {kind}")
     if int(os.environ.get("WORLD_SIZE", 1)) != machine.num_processes:
         raise DataError("the processes do not find each other: start them with torchrun")
     for stage in recipe.stages:

@@ -17,7 +17,7 @@ class _Strict(BaseModel):
 
 
 class Lora(_Strict):
-    """Adapters of the language model, or of the segmenter's encoder; the defaults are the paper's."""
+    """Adapters of the language model or the segmenter's encoder; the defaults are the paper's."""
 
     part: Literal["language", "encoder"] = "language"
     rank: int = Field(8, gt=0)

@@ -91,7 +91,7 @@ class Targets:
                 self.shares.append(_coarse(mask, (h, w), self.size))
 
     def _fit(self, height: int, width: int, side: int) -> tuple[int, int]:
-        """(h, w) of an image on a square: squashed to it where the segmenter's input is not padded."""
+        """(h, w) of an image on a square; the whole of it where the segmenter pads nothing."""
         return fit_longest_side(height, width, side) if self.cache.pad else (side, side)
 
     def renew(self, cache: FeatureCache) -> None:

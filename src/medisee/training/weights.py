@@ -1,4 +1,4 @@
-"""The weights of a run: loaded in the precision that its recipe names, and made whole at the end."""
+"""The weights of a run: loaded in the precision that its recipe names, made whole at the end."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def load_trainable(start: Path, recipe: Recipe, device: torch.device) -> MediSee
 
 
 def whole_model(model: MediSeeModel, start: Path, recipe: Recipe) -> MediSeeModel:
-    """The trained model as an ordinary one: adapters merged, into the weights as they were stored."""
+    """The trained model as an ordinary one: adapters merged into the weights as stored."""
     if recipe.base.startswith("int"):
         trained = {n: p.detach().cpu() for n, p in model.named_parameters() if _trained(n, recipe)}
         stored = recipe.model_copy(update={"base": "bf16", "recompute": False})
