@@ -165,8 +165,9 @@ def main() -> None:
     parser.add_argument("--questions", type=int, default=7, help="questions an image")
     parser.add_argument("--steps", type=int, default=3, help="steps, after one to warm up")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--processor-time", action="store_true",
-                        help="count the processor's time instead, on a machine that is busy")  # fmt: skip
+    parser.add_argument(
+        "--processor-time", action="store_true", help="count the processor's time (a busy machine)"
+    )
     arguments = parser.parse_args()
     find_model(arguments.model)
     torch.set_num_threads(arguments.threads)
