@@ -69,3 +69,15 @@ def test_without_read_states_the_heads_read_what_is_emitted():
 
 def test_a_model_may_have_none(tmp_path):
     assert Categories.load(tmp_path) is None
+
+
+def test_a_category_that_was_added_is_sure_where_it_is_far_ahead(tmp_path):
+    plain = drawn()
+    assert not plain.sure(plain.states).any()
+    Categories(plain.names, plain.states, leads={"organ 2": 0.5}).save(tmp_path)
+    categories = Categories.load(tmp_path)
+    assert categories is not None
+    assert categories.sure(plain.states).tolist() == [False, False, True, False, False]
+    between = plain.states[2:4].mean(axis=0, keepdims=True)
+    assert not categories.sure(between).any()
+    assert categories.sure(plain.states[:0]).shape == (0,)

@@ -7,7 +7,7 @@ what the heads read in their place. `categories.safetensors` in a model's folder
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -33,12 +33,22 @@ class Categories:
         states: (k, n, d), what the language model was trained to emit.
         read: (k, n, d), what the heads know each one by, on the mean what the language model
             really emits; None where the heads read every emitted state as it is.
+        leads: of each category that was added to a finished model, how far its score must be ahead
+            of all others' to be sure. The language model has not learned to tell whether it is
+            there; those learned with it are never sure in this sense.
     """
 
-    def __init__(self, names: Sequence[str], states: States, read: States | None = None) -> None:
+    def __init__(
+        self,
+        names: Sequence[str],
+        states: States,
+        read: States | None = None,
+        leads: Mapping[str, float] | None = None,
+    ) -> None:
         self.names = tuple(names)
         self.states = states
         self.read = read
+        self.leads = dict(leads or {})
         self.common = states.mean(axis=0, keepdims=True)
         self._own = _normalised(states - self.common)
 
@@ -53,7 +63,9 @@ class Categories:
             with safe_open(folder / FILE, framework="np") as file:
                 stored = file.keys()
                 arrays = {name: file.get_tensor(name).astype(np.float32) for name in stored}
-                return cls(json.loads(file.metadata()["names"]), **arrays)
+                metadata = file.metadata()
+                leads = json.loads(metadata.get("leads", "{}"))
+                return cls(json.loads(metadata["names"]), **arrays, leads=leads)
         except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
             raise ModelError(f"{folder / FILE} is damaged; get the model again") from error
 
@@ -61,14 +73,24 @@ class Categories:
         """Writes states in fp16, names as metadata."""
         from safetensors.numpy import save_file
 
-        metadata = {"names": json.dumps(self.names)}
+        metadata = {"names": json.dumps(self.names), "leads": json.dumps(self.leads)}
         arrays = {"states": self.states} | ({} if self.read is None else {"read": self.read})
         halves = {name: array.astype(np.float16) for name, array in arrays.items()}
         save_file(halves, folder / FILE, metadata)
 
     def nearest(self, states: States) -> list[str]:
         """Name of the category nearest to each of (T, n, d) candidate states."""
-        return [self.names[index] for index in self._scores(states).argmax(axis=1).tolist()]
+        return [self.names[index] for index in self.scores(states).argmax(axis=1).tolist()]
+
+    def sure(self, states: States) -> NDArray[np.bool_]:
+        """(T,): whether (T, n, d) candidate states surely mean a category that was added."""
+        found = np.zeros(len(states), bool)
+        if self.leads and len(states):
+            scores = self.scores(states)
+            for name, lead in self.leads.items():
+                own = self.names.index(name)
+                found |= scores[:, own] - np.delete(scores, own, axis=1).max(axis=1) >= lead
+        return found
 
     def settle(self, states: States) -> States:
         """What the heads read of emitted (T, n, d): the categories meant, without the noise.
@@ -78,13 +100,13 @@ class Categories:
         """
         if self.read is None:
             return states
-        scores = self._scores(states) / TEMPERATURE
+        scores = self.scores(states) / TEMPERATURE
         chances = np.exp(scores - scores.max(axis=1, keepdims=True))
         chances /= chances.sum(axis=1, keepdims=True)
         settled: States = np.einsum("tk,knd->tnd", chances, self.read)
         return settled
 
-    def _scores(self, states: States) -> NDArray[np.float32]:
+    def scores(self, states: States) -> NDArray[np.float32]:
         """(T, k) cosines without what all categories have in common."""
         return _normalised(states - self.common) @ self._own.T
 

@@ -142,8 +142,11 @@ class OnnxRuntime:
         seen = np.concatenate([np.ones((count, past.shape[4]), bool), mask], axis=1)
         states, past, logits = self._run(self._embeddings(ids), past, seen, wanted)
         decision = _softmax(logits[:count][:, processor.openings])
+        candidates = self._of(states, ids)
         here = decision[:, 0] >= accept
-        groups = [[found] if here[row] else [] for row, found in enumerate(self._of(states, ids))]
+        if self.categories is not None:
+            here |= self.categories.sure(np.stack(candidates))
+        groups = [[found] if here[row] else [] for row, found in enumerate(candidates)]
         presence = [[float(decision[row, 0])] if here[row] else [] for row in rows]
         stream = _Stream(past, seen, logits[count:])
         self._further_groups(stream, groups, presence, another)
