@@ -89,6 +89,18 @@ def test_one_image_by_its_address(run, fake, archive, series):
     assert done.code == 0
 
 
+def test_a_series_of_one_film_is_one_image(run, fake, archive):
+    path = pydicom.data.get_testdata_file("examples_ybr_color.dcm", download=False)
+    film = archive.add(Path(path).read_bytes())
+    study = f"{archive.url}/studies/{film.StudyInstanceUID}"
+    done = run("ask", study, "Where?", "--series", film.SeriesNumber, "--frame", 3, "--json")
+    value = json.loads(done.out)
+    assert value["image"]["source"] == f"{film.SeriesInstanceUID}.dcm"
+    assert value["image"]["notes"] == ["frame 3 of 30, counted from 0"]
+    archive.bad = "cut"
+    assert "not all of it" in run("ask", study, "Where?").err
+
+
 def test_a_study_of_several_series_asks_which(run, fake, archive, series, tmp_path):
     more = write_series(tmp_path / "more", depth=2, SeriesNumber=7, Modality="MR",
                         StudyInstanceUID=series.StudyInstanceUID)  # fmt: skip

@@ -32,6 +32,9 @@ _SOURCE, _SINK = "MEDISEE_DICOMWEB", "MEDISEE_STORE"
 _SECONDS = (10, 120)
 """To connect, and between two pieces of an answer."""
 
+_UNDEFINED = 0xFFFFFFFF
+"""Length of an element that goes on to a delimiter, which pydicom misses if it is not there."""
+
 _AS_STORED = (("application/dicom", "*"),)
 _UID = r"[0-9]+(?:\.[0-9]+)*"
 _RESOURCE = re.compile(
@@ -71,7 +74,7 @@ def is_address(source: str) -> bool:
 def retrieved(
     address: str, number: int | None = None, progress: Progress = lambda done, total: None
 ) -> Iterator[Path]:
-    """A folder with the images of a series, or the file of one image; gone after the block.
+    """A folder with the images of a series, or the file of a single one; gone after the block.
 
     address: as WADO-RS has it, of a study, series or instance. number: the Series Number, where a
     study holds several series of images.
@@ -85,12 +88,10 @@ def retrieved(
         with _client(place["base"], _SOURCE) as client:
             if instance is None:
                 chosen = _choose(_series_of(client, place["base"], study, series), number)
-                target = Path(folder) / chosen.uid
-                _retrieve_series(client, chosen, target, progress)
+                target = _retrieve_series(client, chosen, Path(folder), progress)
             else:
                 target = Path(folder) / f"{instance}.dcm"
-                image = client.retrieve_instance(study, series, instance, _AS_STORED)
-                _write(image, target)
+                _write(client.retrieve_instance(study, series, instance, _AS_STORED), target)
         # What goes wrong in the caller's block is not the archive's fault.
         yield target
 
@@ -216,7 +217,9 @@ def _choose(found: Sequence[Series], number: int | None) -> Series:
     raise InputError(f"the study has series {known}; choose one with --series or /series/UID")
 
 
-def _retrieve_series(client: Any, series: Series, folder: Path, progress: Progress) -> None:
+def _retrieve_series(client: Any, series: Series, where: Path, progress: Progress) -> Path:
+    """The folder of the images, named by the series; of a single one (X-ray, film) its file."""
+    folder = where / series.uid
     folder.mkdir()
     progress(0, series.images)
     count, left = 0, Limits().unpacked_bytes
@@ -228,6 +231,7 @@ def _retrieve_series(client: Any, series: Series, folder: Path, progress: Progre
         progress(count, series.images)
     if count < (series.images or 1):
         raise InputError(f"{_name(series.base)}: sent {count} of {series.images} images; try again")
+    return folder if count > 1 else (folder / "000001.dcm").rename(where / f"{series.uid}.dcm")
 
 
 def _write(image: Any, path: Path) -> int:
@@ -242,7 +246,8 @@ def _write(image: Any, path: Path) -> int:
 def _check_end(image: Any) -> None:
     """pydicom reads what there is of a file that breaks off, and says nothing."""
     last = image.get_item(max(image.keys()))
-    cut = last.value is not None and len(last.value) < last.length
+    length = getattr(last, "length", _UNDEFINED)  # a sequence is read already
+    cut = length != _UNDEFINED and last.value is not None and len(last.value) < length
     if cut or "SOPInstanceUID" not in image or ("Rows" in image and "PixelData" not in image):
         raise ValueError("the file breaks off")
 
@@ -345,7 +350,7 @@ def _clear_errors(server: str, role: str, tolerant: bool) -> Iterator[None]:
     except MediSeeError:
         raise
     except exceptions.HTTPError as error:
-        status = error.response.status_code
+        status = 0 if error.response is None else error.response.status_code
         if not tolerant or status in (401, 403):
             raise InputError(f"{server}: {_said(status, role)}") from error
     except exceptions.SSLError as error:

@@ -237,6 +237,16 @@ def test_a_deflated_file(dicom):
     assert read_image(sample("image_dfl.dcm")).pixels.shape == (512, 512)
 
 
+def test_a_deflated_file_in_colour_and_one_that_is_stored_otherwise_than_it_says():
+    data = pydicom.dcmread(sample("SC_rgb_small_odd.dcm"))
+    data.file_meta.TransferSyntaxUID = pydicom.uid.DeflatedExplicitVRLittleEndian
+    deflated = io.BytesIO()
+    pydicom.dcmwrite(deflated, data, enforce_file_format=True)
+    plain = read_image(sample("SC_rgb_small_odd.dcm"))
+    assert np.array_equal(read_image(deflated.getvalue()).display, plain.display)
+    assert read_image(sample("SC_rgb_jpeg.dcm")).display.mean() > 230  # nearly white
+
+
 def test_a_deflated_bomb(dicom, monkeypatch):
     monkeypatch.setattr("medisee.io.dicom._MAX_INFLATED_BYTES", 1000)
     with pytest.raises(InputError, match="unpacks to more"):

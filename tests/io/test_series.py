@@ -45,6 +45,8 @@ def test_frames_of_an_enhanced_file_are_slices_in_the_order_of_their_places(dico
         assert volume.voxel_mm3 == pytest.approx(5)
         assert volume[0].spacing == (1, 2)
         assert volume.reference.volume({3: np.ones((6, 8))})[..., 3].all()
+    one = read_image(data, slice=3)
+    assert (int(one.pixels[0, 0]), one.reference.index) == (30, 3)
 
 
 def test_a_film_without_places_is_no_volume(dicom):
@@ -52,6 +54,8 @@ def test_a_film_without_places_is_no_volume(dicom):
     assert not holds_volume(data)
     with pytest.raises(InputError, match="single image"), open_volume(data):
         pass
+    with pytest.raises(InputError, match="no slice to choose"):
+        read_image(data, slice=0)
 
 
 def test_several_times_at_each_place_are_chosen_by_frame(tmp_path):

@@ -111,6 +111,8 @@ def ask(
     choices: dict[str, Any] = {"frame": frame, "window": window, "series": series}
     choices["hide"] = hide or ()
     with at_hand(image, series) as source:
+        if source != image:  # of a study only the series that was chosen is there
+            choices["series"] = None
         if slice_ is None and holds_volume(source):
             with open_volume(source, plane=cut or None, **choices) as volume:
                 answers: Sequence[Answer | VolumeAnswer] = _ask_volume(volume, task)

@@ -223,15 +223,9 @@ def flatten_groups(header: Any, frame: int) -> None:
 
 def _decode(stream: BinaryIO, frame: int, header: Any, request: ReadRequest) -> NDArray[Any]:
     """The stored values of one frame, (H, W) or (H, W, 3); YBR comes as RGB."""
-    import pydicom
-
     syntax = header.file_meta.get("TransferSyntaxUID")
     try:
-        # From a stream pydicom reads only the frame, but of a deflated one nothing at all.
-        whole = syntax is not None and syntax.is_deflated
-        tags = [*_WHITELIST, "PixelData"]
-        source = pydicom.dcmread(stream, specific_tags=tags) if whole else stream
-        stored = pydicom.pixels.pixel_array(source, index=frame)
+        stored = _frame(stream, frame, whole=syntax is not None and syntax.is_deflated)
     except AttributeError as error:
         raise InputError(
             f"{request.name}: this DICOM file has no pixels, or does not say how they are stored"
@@ -243,6 +237,20 @@ def _decode(stream: BinaryIO, frame: int, header: Any, request: ReadRequest) -> 
         ) from error
     request.check_size(*stored.shape[:2])
     return stored.astype(stored.dtype.newbyteorder("="))
+
+
+def _frame(stream: BinaryIO, frame: int, whole: bool) -> NDArray[Any]:
+    """From a stream pydicom reads only the frame, but of a deflated one nothing at all."""
+    import pydicom
+
+    if not whole:
+        try:
+            return pydicom.pixels.pixel_array(stream, index=frame)
+        except ValueError:  # the way of storing is not the one that the header states
+            stream.seek(0)
+    tags = [*_WHITELIST, "PlanarConfiguration", "PixelData"]
+    data = pydicom.dcmread(stream, specific_tags=tags)
+    return pydicom.pixels.pixel_array(data, index=frame)
 
 
 def _name_of(syntax: Any) -> str:

@@ -171,11 +171,10 @@ def _located(
 def _read_file(file: SourceFile, request: ReadRequest) -> MedicalImage:
     """One image; of a volume the slice that was asked for, else the middle one."""
     kind = _kind_of(file, request)
-    if kind in ("folder", "zip"):
+    if kind in ("folder", "zip") or (kind == "dicom" and request.slice is not None):
         with _opened_volume(file, request) as volume:
-            if volume is None:
-                raise AssertionError("a folder is a series or an error")
-            return volume[request.pick("slice", len(volume), default=len(volume) // 2)]
+            if volume is not None:
+                return volume[request.pick("slice", len(volume), default=len(volume) // 2)]
     with file.open() as stream:
         return _hidden(_read_stream(stream, request), request)
 
