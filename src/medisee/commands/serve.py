@@ -79,14 +79,20 @@ def serve(
     hosts = (*LOOPBACK_NAMES, host) if is_loopback(host) else None
     if ray and (monai_label or label_studio):
         raise InputError("--monai-label and --label-studio work without --ray")
+    listening = listen(host, port)
+    address = address_of(listening, host)
     if ray:
         with needs_extra("replicas", "ray"):
             from medisee.serve.ray import deploy
 
+            port = listening.getsockname()[1]
+            listening.close()  # the port is free; Ray's proxy takes it
+            print_text(
+                f"MediSee {model}, replicas: {ray}; {address}  (stop with Ctrl-C)", wrap=False
+            )
             deploy(model, runtime, limits, replicas=ray, host=host, port=port, token=token,
                    hosts=hosts)  # fmt: skip
         return
-    listening = listen(host, port)
     app = create_app(
         _load(model, device, runtime),
         limits,
@@ -96,7 +102,7 @@ def serve(
         datastore=monai_label,
         label_studio_images=label_studio,
     )
-    print_text(f"MediSee {model}: {address_of(listening, host)}  (stop with Ctrl-C)", wrap=False)
+    print_text(f"MediSee {model}: {address}  (stop with Ctrl-C)", wrap=False)
     print_error("A research tool, not a medical device.")
     run(app, listening)
 

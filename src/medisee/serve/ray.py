@@ -8,14 +8,23 @@ with any number of replicas; for sessions put a proxy in front that keeps a clie
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Collection
 from typing import Any
+
+from medisee.errors import InputError
 
 from .limits import Limits
 
 __all__ = ["deploy"]
 
 _QUIET = {"enable_access_log": False, "log_level": "ERROR"}
+_SETTINGS = {
+    "RAY_USAGE_STATS_ENABLED": "0",  # it would report to its makers
+    "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "120",  # a busy machine takes more than Ray's 5 s
+    "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "120",
+}
+"""Environment of a Ray that is started here; what the user has set goes first."""
 
 
 def deploy(
@@ -30,13 +39,42 @@ def deploy(
     hosts: Collection[str] | None = None,
     blocking: bool = True,
 ) -> None:
-    """Start Ray here (or join `RAY_ADDRESS`) and serve; each replica loads the model itself."""
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it would report to its makers
+    """Start Ray here (or join `RAY_ADDRESS`) and serve; each replica loads the model itself.
+
+    Raises InputError where Ray does not start, or where there is no such cluster.
+    """
+    for name, value in _SETTINGS.items():
+        os.environ.setdefault(name, value)
     from ray import serve
 
+    _start()
     serve.start(http_options={"host": host, "port": port}, logging_config=_QUIET)
     app = application(model, runtime, limits, replicas, token, hosts)
     serve.run(app, route_prefix="/", blocking=blocking)
+
+
+def _start() -> None:
+    import ray
+
+    _check_cluster(os.environ.get("RAY_ADDRESS", ""))
+    try:
+        ray.init(ignore_reinit_error=True, log_to_driver=False, logging_level="ERROR")
+    except Exception as error:  # Ray raises its own kinds, and bare ones
+        raise InputError(
+            "Ray does not start; start it with `ray start --head`, which says more, and set "
+            "RAY_ADDRESS"
+        ) from error
+
+
+def _check_cluster(address: str) -> None:
+    """Raises InputError where nobody listens at HOST:PORT; Ray itself would try for minutes."""
+    host, _, port = address.rpartition(":")
+    if not port.isdigit():
+        return
+    try:
+        socket.create_connection((host.removeprefix("ray://"), int(port)), timeout=10).close()
+    except OSError as error:
+        raise InputError(f"no Ray cluster answers at {address}, which RAY_ADDRESS names") from error
 
 
 def application(
