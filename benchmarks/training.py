@@ -17,8 +17,7 @@ import platform
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from itertools import islice
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from medisee import training
-from medisee.data.sa_med2d import ImageRecord, Index
+from medisee.data.sa_med2d import Index
 from medisee.hub import find_model
 from medisee.model.placement import compute_dtype
 from medisee.model.tinyvit import fold_batch_norms
@@ -34,6 +33,7 @@ from medisee.structures import QARecord
 from medisee.training.context import Context
 from medisee.training.language import Language
 from medisee.training.loop import Work, train_step, trainable
+from medisee.training.planning import FewImages
 from medisee.training.recipe import Recipe, Stage
 from medisee.training.targets import Targets
 
@@ -47,19 +47,6 @@ STAGES = {
     },
 }
 """What is trained with which losses; rates are low, so that both take the same steps."""
-
-
-class FewImages(Index):
-    """The first images of each split."""
-
-    def __init__(self, root: Path, count: int) -> None:
-        super().__init__(root)
-        self.count = count
-
-    def __iter__(self) -> Iterator[ImageRecord]:
-        records = list(super().__iter__())
-        for split in ("train", "val"):
-            yield from islice((r for r in records if r.split == split), self.count)
 
 
 class EachImageAnew(Context):

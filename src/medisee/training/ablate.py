@@ -82,8 +82,8 @@ class Settings:
     data: Path
     init: Path
     out: Path
-    samples: int | None = 3000
-    steps: int | None = None
+    samples: int | None
+    steps: int | None
     seed: int = 0
     threads: int = 2
 
