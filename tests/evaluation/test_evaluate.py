@@ -130,6 +130,7 @@ def test_predictions_of_other_weights_are_not_mixed(data, tmp_path):
     model.folder.mkdir()
     (model.folder / "model.safetensors").write_bytes(b"first")
     run(model, data, tmp_path / "out")
+    (model.folder / "targets.json").write_text("{}")  # figures, written after the test
     run(model, data, tmp_path / "out")
     (model.folder / "model.safetensors").write_bytes(b"second")
     with pytest.raises(DataError, match="other weights"):

@@ -266,12 +266,15 @@ def _resume(path: Path, header: Header) -> set[str]:
 
 
 def _fingerprint(folder: Path | None) -> str | None:
-    """SHA-256 over the weights and settings in a model's folder; None for one without."""
+    """SHA-256 over the weights and settings in a model's folder; None for one without.
+
+    `targets.json` is left out: what was measured is written there afterwards.
+    """
     if folder is None:
         return None
     digest = hashlib.sha256()
     for file in sorted(folder.iterdir()):
-        if file.suffix in (".safetensors", ".onnx", ".json"):
+        if file.suffix in (".safetensors", ".onnx", ".json") and file.name != "targets.json":
             digest.update(file.name.encode())
             with file.open("rb") as content:
                 while chunk := content.read(1 << 20):
