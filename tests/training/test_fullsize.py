@@ -79,7 +79,7 @@ def test_both_stages_make_a_model_that_answers(recipe, folders, monkeypatch):
     first, second = losses[:24], losses[24:]
     assert {"text", "bce", "dice", "l1", "giou", "total"} == set(first[0])
     assert {"similarity_js", "similarity_mse"} <= set(second[0])
-    assert sum(row["total"] for row in first[-6:]) < 0.8 * sum(row["total"] for row in first[:6])
+    assert sum(row["total"] for row in first[-6:]) < 0.9 * sum(row["total"] for row in first[:6])
     names = {path.name for path in folder.iterdir()}
     assert not {"categories.safetensors", "phrases.json"} & names
     model = medisee.load(str(folder), device="cpu")

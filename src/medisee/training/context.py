@@ -17,7 +17,7 @@ from torch import Tensor
 from ..categories import Categories
 from ..familiarity import Familiarity
 from ..model import MediSeeModel
-from ..processing import MediSeeProcessor
+from ..processing import MediSeeProcessor, clip_input
 from ..structures import QARecord
 from .targets import POOLED, Targets
 
@@ -136,9 +136,9 @@ class Context:
             "content": data.content[list(rows)].to(self.device),
             "segmenter_embedding": embedding(data, rows, views),
         }
-        if self.processor.config.clip_size is not None:
+        if (size := self.processor.config.clip_size) is not None:
             pairs = zip(rows, views, strict=True)
-            own = [self.processor.mllm_pixels(data.display(*pair)) for pair in pairs]
+            own = [clip_input(data.display(*pair), size) for pair in pairs]
             arguments["pixel_values"] = torch.from_numpy(np.stack(own)).to(self.device)
         return arguments
 

@@ -32,6 +32,7 @@ def load_trainable(start: Path, recipe: Recipe, device: torch.device) -> MediSee
     quantised = recipe.base.startswith("int")
     model = _load_quantised(start, recipe.base, device) if quantised else load_weights(start)
     if recipe.lora is not None:
+        torch.manual_seed(recipe.seed)  # adapters begin at random
         add_lora(model, recipe.lora)
     if recipe.recompute:
         recompute_layers(model.mllm.get_decoder())
