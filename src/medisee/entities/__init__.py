@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import lru_cache
 from importlib import resources
@@ -105,6 +105,7 @@ MODALITIES = frozenset(
 _OFF_TOPIC = "off_topic.yaml"  # questions without an entity; the data engine reads them
 _SIDES = ("left", "right")
 _ARTICLES = frozenset(("a", "an", "the"))
+_SIDELESS = _ARTICLES.union(_SIDES)
 _SINGULARS = {"axes": "axis", "ganglia": "ganglion", "larynges": "larynx", "teeth": "tooth"}
 _BRITISH = (("our$", "or"), ("^oe", "e"), ("aem", "em"), ("^grey$", "gray"), ("^centre$", "center"))
 _PLURALS = (
@@ -162,9 +163,7 @@ class Entities(Mapping[str, Entity]):
                 self._by_term.setdefault(term, []).append(entity)
         # A phrase that is somebody's own name is nobody else's synonym.
         self._by_term.update({_normalise(e.name): [e] for e in self._by_name.values()})
-        longest_first = sorted(self._by_term, key=len, reverse=True)
-        terms = "|".join(map(re.escape, longest_first))
-        self._finder = re.compile(f"(?= ({terms}) )")
+        self._longest = max((len(term.split()) for term in self._by_term), default=0)
 
     def __getitem__(self, name: str) -> Entity:
         return self._by_name[name]
@@ -181,15 +180,22 @@ class Entities(Mapping[str, Entity]):
         Whole words only; case, plural and article do not matter. Of matches that overlap the
         longest counts. A phrase that several entities share as a synonym finds all of them.
         """
-        matches = [(m.start(1), m.group(1)) for m in self._finder.finditer(f" {_normalise(text)} ")]
-        taken: list[tuple[int, int]] = []
+        taken: set[int] = set()
         found: dict[str, Entity] = {}
-        for start, term in sorted(matches, key=lambda match: (-len(match[1]), match[0])):
-            end = start + len(term)
-            if all(end <= other_start or start >= other_end for other_start, other_end in taken):
-                taken.append((start, end))
+        matches = self._matches(_normalise(text).split())
+        for term, start in sorted(matches, key=lambda match: (-len(match[0]), match[1])):
+            places = range(start, start + len(term.split()))
+            if taken.isdisjoint(places):
+                taken.update(places)
                 found.update({entity.name: entity for entity in self._by_term[term]})
         return list(found.values())
+
+    def _matches(self, words: Sequence[str]) -> Iterator[tuple[str, int]]:
+        """Every run of words that is a term, and the place of its first word."""
+        for start in range(len(words)):
+            for end in range(start + 1, min(start + self._longest, len(words)) + 1):
+                if (term := " ".join(words[start:end])) in self._by_term:
+                    yield term, start
 
 
 @lru_cache(maxsize=1)
@@ -284,8 +290,10 @@ def _normalise(text: str, sides: bool = True) -> str:
     if not plain.isascii():  # most texts are, and this is what takes its time
         plain = "".join(c for c in plain if not unicodedata.combining(c))
     words = re.findall("[a-z0-9]+", re.sub(r"'s\b", "", plain))
-    dropped = _ARTICLES if sides else _ARTICLES.union(_SIDES)
-    return " ".join(_singular(word) for word in words if word not in dropped)
+    dropped = _ARTICLES if sides else _SIDELESS
+    # Numbers would fill the cache of singulars, and have none.
+    kept = (word for word in words if word not in dropped)
+    return " ".join(word if word.isdigit() else _singular(word) for word in kept)
 
 
 @lru_cache(maxsize=16384)
