@@ -57,14 +57,14 @@ def finetune(
     ] = False,
     threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 2,
     steps: Annotated[
-        tuple[int, int], typer.Option(min=1, help="Steps of the two stages, names and adapt.")
-    ] = (60, 30),
+        int, typer.Option(min=1, help="Steps of the search for where the categories are.")
+    ] = 60,
 ) -> None:
     """Teach a model your own categories from some dozen images with masks.
 
-    What the model knew stays: its encoder and heads are not touched, and its language model is
-    held to what it said before. Images are held out (by patient, where they are known) to tell
-    how well it went. The new model is ready for --model.
+    What the model knew stays: none of its weights is touched, only the states are searched by
+    which it will know your categories. Images are held out (by patient, where they are known) to
+    tell how well it went. The new model is ready for --model.
 
     Example: medisee finetune --data scans --label "fetal head" --out finetuned
     """
@@ -76,7 +76,7 @@ def finetune(
     described = () if describe is None else read_entities(describe)
     own = read_own(_in_layout(data, out, label, classes), split, described)
     print_text(_told(own))
-    folder = run(own, Settings(init, out, *steps, threads))
+    folder = run(own, Settings(init, out, steps, threads))
     for name, before, after, count in _measured(own, init, folder):
         print_text(
             f"{name}: Dice {100 * before:.0f} before, {100 * after:.0f} now "

@@ -1,8 +1,8 @@
 """Fine-tuning on a user's own images: `finetune(own, settings)` is the door.
 
-Two short stages. `names` (see `names`) searches the states by which the frozen heads find the new
-categories; `adapt` (see `adapt`) teaches the language model to emit them, at a low rate and held
-to what it said before. What the model knew stays as it was wherever that can be had.
+No weight of the model changes. `names` (see `names`) searches the states by which the frozen heads
+find the new categories, `meaning` (see `meaning`) the states by which questions for them are told
+from all others. What the model knew stays as it was.
 """
 
 from __future__ import annotations
@@ -19,24 +19,27 @@ from ..categories import Categories
 from ..engine import compose_records
 from ..errors import ModelError
 from ..familiarity import Familiarity, summary
-from ..hub import GRAPHS, cache_folder, compiled, find_model, model_info
+from ..hub import cache_folder, find_model, model_info
+from ..model import MediSeeModel
 from ..model.inference import load_weights
 from ..model.mllm import SharedEncoderMLLM
 from ..phrases import Phrasebook
 from ..processing import MediSeeProcessor
-from ..runtime import weights_digest
 from .context import Context, fixed_categories
 from .encoding import encode_images
 from .features import FeatureCache, fingerprint
-from .loop import run_stage
+from .meaning import run_meaning
 from .names import run_names
 from .own import OwnData
-from .recipe import Recipe, Stage
+from .recipe import Stage
 from .targets import Targets
 
-MIX = {"referring": 0.3, "implicit": 0.4, "absent": 0.2, "several": 0.05, "round": 0.05}
+MIX = {"referring": 0.35, "implicit": 0.45, "absent": 0.2}
 NAMED_MIX = {"referring": 0.75, "absent": 0.25}
 """Where nothing is known of a category but its name."""
+
+QUESTIONS = 20
+"""Composed for each training image."""
 
 VAL_RECORDS = 120
 
@@ -47,82 +50,53 @@ class Settings:
 
     Attributes:
         init: name, folder or hub id of the model to start from.
-        out: folder for checkpoints and log; the model goes to `out`/model.
-        names_steps, adapt_steps: steps of the two stages; the defaults take under half an hour for
-            100 images on two cores.
+        out: folder for what is found and the log; the model goes to `out`/model.
+        steps: of the search for the states that the heads read; the default takes under half an
+            hour, all else included, for 100 images on two cores.
     """
 
     init: str
     out: Path
-    names_steps: int = 60
-    adapt_steps: int = 30
+    steps: int = 60
     threads: int = 2
     seed: int = 0
     cache: Path | None = None
 
-    def recipe(self, data: Path) -> Recipe:
-        """As the stages of `train` are given."""
-        cache = cache_folder() / "features" if self.cache is None else self.cache
-        return Recipe(
-            data=str(data),
-            init=self.init,
-            out=str(self.out),
-            cache=str(cache),
-            seed=self.seed,
-            threads=self.threads,
-            precision="fp32",
-            checkpoint_every=25,
-            stages=[
-                Stage(
-                    name="names",
-                    task="names",
-                    steps=self.names_steps,
-                    batch=16,
-                    augment=0.5,
-                    warmup=10,
-                    rates={"read": 0.03},
-                    weights={"l1": 5.0, "giou": 2.0, "heat": 1.0, "bce": 1.0, "dice": 2.0},
-                    true_boxes=(0.5, 0.2),
-                ),
-                Stage(
-                    name="adapt",
-                    task="adapt",
-                    steps=self.adapt_steps,
-                    batch=3,
-                    questions=5,
-                    explain=0.1,
-                    warmup=10,
-                    rates={"mllm.language_model.layers": 3e-4},
-                    weights={
-                        "text": 0.3, "decision": 2.0, "state": 2.0, "category": 2.0,
-                        "kept_words": 2.0, "kept_states": 4.0,
-                    },
-                ),
-            ],
-        )  # fmt: skip
+    @property
+    def names(self) -> Stage:
+        """The search, as the stages of `train` are given."""
+        return Stage(
+            name="names",
+            task="localise",
+            steps=self.steps,
+            batch=16,
+            augment=0.5,
+            warmup=10,
+            rates={"read": 0.03},
+            weights={"l1": 5.0, "giou": 2.0, "heat": 1.0, "bce": 1.0, "dice": 2.0},
+            true_boxes=(0.5, 0.2),
+        )
 
 
 def finetune(own: OwnData, settings: Settings) -> Path:
     """Teaches a nano-like model the categories of a user's images; returns the model's folder.
 
-    A stage that was begun goes on from its last checkpoint, one that was finished is skipped.
+    A stage that was finished is skipped.
 
     Raises:
         ModelError: a model that cannot be tuned in this way.
     """
-    recipe = settings.recipe(own.index.root)
-    torch.set_num_threads(recipe.threads)
-    start = find_model(recipe.init)
-    context = prepare(own, recipe, start)
-    names, adapt = recipe.stages
-    run_names(context, recipe, names, settings.out / names.name)
-    run_stage(context, recipe, adapt, settings.out / adapt.name)
+    torch.set_num_threads(settings.threads)
+    start = find_model(settings.init)
+    context = prepare(own, settings, start)
+    run_names(context, settings.names, settings.out / "names")
+    run_meaning(context, settings.out / "meaning")
     folder = settings.out / "model"
     write_model(context, own, start, folder)
     return folder
 
 
-def prepare(own: OwnData, recipe: Recipe, start: Path) -> Context:
+def prepare(own: OwnData, settings: Settings, start: Path) -> Context:
     """Model, features and questions of a fine-tuning."""
     processor, known = MediSeeProcessor.from_pretrained(start), Categories.load(start)
     if known is None or known.read is None:
@@ -134,58 +108,59 @@ def prepare(own: OwnData, recipe: Recipe, start: Path) -> Context:
     if not isinstance(model.mllm, SharedEncoderMLLM):
         raise ModelError(f"{start} has an image encoder of its own: write a recipe for it")
     labels = [*known.names, *(label for label in own.labels if label not in known.names)]
-    width, seed = model.config.hidden_size, recipe.states_seed
-    categories = fixed_categories(labels, model.config.num_candidates, width, seed, known)
-    encoder, size = model.segmenter.vision_encoder, processor.config.segmenter_size
-    assert recipe.cache is not None
-    cache = FeatureCache(Path(recipe.cache), fingerprint(encoder), size)
-    views = {"train": recipe.views, "val": 1}
-    shown = [
-        (own.index.root / record.image, view)
-        for record in own.index
-        for view in range(views[record.split])
-    ]
-    encode_images(cache, shown, encoder)
-    train, val = (Targets(own.index, s, labels, cache, size, count) for s, count in views.items())
+    sizes = (model.config.num_candidates, model.config.hidden_size)
+    categories = fixed_categories(labels, *sizes, settings.seed, known)
+    categories.leads = known.leads
+    train, val = _features(own, settings, model, processor, labels)
     mix = MIX if own.describes else NAMED_MIX
-    asked = [
-        list(compose_records(own.index, own.entities, split, count, recipe.seed, mix))
-        for split, count in (("train", 40 * len(train.images)), ("val", VAL_RECORDS))
-    ]
+    train_records, val_records = (
+        list(compose_records(own.index, own.entities, split, count, settings.seed, mix))
+        for split, count in (("train", QUESTIONS * len(train.images)), ("val", VAL_RECORDS))
+    )
     return Context(
         model=model,
         processor=processor,
         train=train,
         val=val,
         categories=categories,
-        train_records=asked[0],
-        val_records=asked[1],
-        seed=recipe.seed,
+        train_records=train_records,
+        val_records=val_records,
+        seed=settings.seed,
         known=len(known.names),
         familiar=Familiarity.of(start),
     )
+
+
+def _features(
+    own: OwnData,
+    settings: Settings,
+    model: MediSeeModel,
+    processor: MediSeeProcessor,
+    labels: list[str],
+) -> tuple[Targets, Targets]:
+    """Images for training and for measuring, encoded."""
+    encoder, size = model.segmenter.vision_encoder, processor.config.segmenter_size
+    folder = settings.cache or cache_folder() / "features"
+    cache = FeatureCache(folder, fingerprint(encoder), size)
+    encode_images(cache, [(own.index.root / record.image, 0) for record in own.index], encoder)
+    train, val = (Targets(own.index, split, labels, cache, size) for split in ("train", "val"))
+    return train, val
 
 
 # ---- the folder ----------------------------------------------------------------------------------
 
 
 def write_model(context: Context, own: OwnData, start: Path, folder: Path) -> None:
-    """A folder that `medisee.load` opens: the start's, with what was learned in place."""
-    folder.mkdir(parents=True, exist_ok=True)
-    processor, model = context.processor, context.model
+    """A folder that `medisee.load` opens: the start's, with what was found in place."""
+    shutil.copytree(start, folder, dirs_exist_ok=True)
+    processor = context.processor
     phrases = _with_phrases(processor.phrases, own)
     MediSeeProcessor(processor.config, processor.tokenizer, phrases).save_pretrained(folder)
     context.categories.save(folder)
-    model.save_packed(folder)
-    if (start / "calibration.json").is_file():
-        shutil.copyfile(start / "calibration.json", folder / "calibration.json")
     if context.familiar is not None:
         _with_images(context.familiar, context.train).save(folder)
     _write_targets(context.train, start, folder)
     (folder / "README.md").write_text(_card(own, start), encoding="utf-8")
-    if compiled(start) and weights_digest(start) == weights_digest(folder):
-        for name in GRAPHS:  # they hold no weights, only where each one lies
-            shutil.copyfile(start / f"{name}.onnx", folder / f"{name}.onnx")
 
 
 def _with_phrases(known: Phrasebook | None, own: OwnData) -> Phrasebook | None:

@@ -19,7 +19,7 @@ from ..categories import Categories
 from ..model.losses import weighted_sum
 from .context import Context
 from .loop import MetricsLog, schedule
-from .recipe import Recipe, Stage
+from .recipe import Stage
 from .targets import paired_iou
 from .tasks import Localise, Masks
 
@@ -29,13 +29,13 @@ MASKS_SHARE = 4
 """One in so many targets of a step goes through the mask decoder, too: that costs more."""
 
 
-def run_names(context: Context, recipe: Recipe, stage: Stage, folder: Path) -> None:
+def run_names(context: Context, stage: Stage, folder: Path) -> None:
     """Searches the states of all categories that the training images show, once."""
     known = Categories.load(folder)
     if known is not None:
         context.categories = known
         return
-    torch.manual_seed(recipe.seed)
+    torch.manual_seed(context.seed)
     context.model.requires_grad_(False).eval()
     shown = sorted({target.label for target in context.train.targets})
     found = nn.Parameter(torch.stack([_start(context, label) for label in shown]))
@@ -86,4 +86,4 @@ def _with_read(categories: Categories, labels: list[int], found: Tensor) -> Cate
     assert categories.read is not None
     read = categories.read.copy()
     read[labels] = found.numpy()
-    return Categories(categories.names, categories.states, read)
+    return Categories(categories.names, categories.states, read, categories.leads)

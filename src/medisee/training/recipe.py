@@ -33,8 +33,7 @@ class Stage(_Strict):
         name: folder name of its checkpoints.
         task: `localise` and `masks` train the heads on fixed category states, `language` trains
             the MLLM to emit those states and to explain, `align` fits the heads' first layers to
-            the emitted states in closed form, `joint` trains everything end to end; `names` and
-            `adapt` are a fine-tuning's (see `finetune`).
+            the emitted states in closed form, `joint` trains everything end to end.
         steps, batch: optimiser steps, and targets (heads) or images (language, joint) a step.
         questions: questions per image in a step (language, joint).
         templates: share of questions that name their target (SA-Med2D's templates; the paper's
@@ -54,7 +53,7 @@ class Stage(_Strict):
     """
 
     name: str
-    task: Literal["localise", "masks", "language", "align", "joint", "names", "adapt"]
+    task: Literal["localise", "masks", "language", "align", "joint"]
     steps: int = Field(gt=0)
     batch: int = Field(gt=0)
     questions: int = Field(8, gt=0)

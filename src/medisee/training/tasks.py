@@ -20,7 +20,6 @@ from torch import Tensor
 from ..errors import DataError
 from ..model.heads import GroundedBoxDecoder
 from ..model.losses import box_losses, heat_loss, mask_losses
-from .adapt import Adapt
 from .context import Context, Losses, Task
 from .language import Language
 from .recipe import Stage
@@ -195,5 +194,4 @@ TASKS: dict[str, Callable[[Context, Stage], Task]] = {
     "masks": Masks,
     "language": Language,
     "joint": Language,
-    "adapt": Adapt,
 }
