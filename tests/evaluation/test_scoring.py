@@ -76,6 +76,16 @@ def test_against_a_plain_reference(index, pairs, tmp_path):
         assert row.box_iou == pytest.approx(expected)
 
 
+@pytest.mark.slow
+def test_several_processes_score_alike(index, pairs, tmp_path, monkeypatch):
+    path = write(tmp_path / "p.jsonl", [answer(pair, truth(index, pair)) for pair in pairs])
+    alone = score(path, index).rows
+    monkeypatch.setattr("medisee.evaluation.scoring._WORTH_A_PROCESS", 1)
+    monkeypatch.setattr("medisee.evaluation.scoring._AT_ONCE", 1)
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    assert score(path, index).rows == alone
+
+
 @settings(max_examples=40, deadline=None)
 @given(st.integers(1, 30), st.integers(1, 30), st.integers(0, 9), st.floats(0, 1))
 def test_run_lengths_are_counted(height, width, seed, share):

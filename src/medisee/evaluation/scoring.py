@@ -6,9 +6,10 @@ not their area. Whatever is wrong with the file is collected and reported togeth
 
 from __future__ import annotations
 
+import os
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import islice
 from math import isfinite
 from pathlib import Path
@@ -26,6 +27,7 @@ from medisee.evaluation.metrics import Overlap, surface_dice
 from medisee.evaluation.pairs import Pair, Selection, make_pairs
 from medisee.evaluation.predictions import Prediction, read_header, read_lines
 from medisee.evaluation.report import Report, Row
+from medisee.parallel import each
 from medisee.structures import RefusalReason, encode_rle
 
 __all__ = ["score"]
@@ -33,10 +35,12 @@ __all__ = ["score"]
 SHOWN = 8
 """So many faults of a predictions file are told one by one."""
 
+_WORTH_A_PROCESS = 20_000  # answers: a process takes two seconds to start
 _AT_ONCE = 128  # answers: what numpy works on then fits into the processor's cache
 _BLOCK = 32  # of boxes compared all with all, for the sake of the diagonal
 _LONGEST = 7  # groups of a run: more than any image has pixels
 
+_Fault = tuple[int, str]  # line, what is wrong with it
 Runs = dict[str, Any]  # pycocotools' form of an RLE: size, and counts as bytes
 Spacings = Mapping[str, tuple[float, float]]
 
@@ -60,14 +64,17 @@ def score(
     truths = _Truths(index)
     measure = None if surface is None else _Surface.over(pairs.values(), surface, spacings or {})
     rows: dict[str, Row] = {}
-    faults: list[str] = []
+    faults: list[_Fault] = []
     seen: set[str] = set()
     answers = _answers(path, pairs, truths, faults, seen)
-    while batch := list(islice(answers, _AT_ONCE)):
-        rows |= {row.pair.id: row for row in _rows(batch, measure, faults)}
-    faults += [f"no answer to {name}" for name in pairs if name not in seen]
-    if faults:
-        raise DataError(f"{path.name}: {_listed(faults)}")
+    workers = min(os.cpu_count() or 1, 1 + len(pairs) // _WORTH_A_PROCESS)
+    for found, broken in each(partial(_compared, measure), _batches(answers), workers):
+        rows |= {row.pair.id: row for row in found}
+        faults += broken
+    told = [text for _, text in sorted(faults)]
+    told += [f"no answer to {name}" for name in pairs if name not in seen]
+    if told:
+        raise DataError(f"{path.name}: {_listed(told)}")
     ordered = [rows[name] for name in pairs]
     return Report(header["model"], header["asked"]["split"], ordered, header["about"])
 
@@ -104,7 +111,7 @@ class _Answer:
 
 
 def _answers(
-    path: Path, pairs: Mapping[str, Pair], truths: _Truths, faults: list[str], seen: set[str]
+    path: Path, pairs: Mapping[str, Pair], truths: _Truths, faults: list[_Fault], seen: set[str]
 ) -> Iterator[_Answer]:
     """The lines one by one; what cannot be read goes to `faults`, all ids to `seen`."""
     for number, line in read_lines(path):
@@ -115,7 +122,12 @@ def _answers(
             boxes, masks = _findings(pair, line["findings"], true["size"])  # type: ignore[index]
             yield _Answer(number, pair, line, boxes, masks, true)  # type: ignore[arg-type]
         except _FaultError as fault:
-            faults.append(f"line {number} {fault}")
+            faults.append((number, f"line {number} {fault}"))
+
+
+def _batches(answers: Iterator[_Answer]) -> Iterator[list[_Answer]]:
+    while batch := list(islice(answers, _AT_ONCE)):
+        yield batch
 
 
 def _pair_of(line: Prediction | None, pairs: Mapping[str, Pair], seen: Container[str]) -> Pair:
@@ -155,7 +167,7 @@ def _findings(
     return boxes, masks
 
 
-def _rows(batch: Sequence[_Answer], surface: _Surface | None, faults: list[str]) -> Iterator[Row]:
+def _compared(surface: _Surface | None, batch: Sequence[_Answer]) -> tuple[list[Row], list[_Fault]]:
     """One row per answer; many at once, since each call into numpy costs more than its work."""
     masks = [(answer, mask) for answer in batch for mask in answer.masks]
     covered = _pixels([mask["counts"] for _, mask in masks])
@@ -164,8 +176,13 @@ def _rows(batch: Sequence[_Answer], surface: _Surface | None, faults: list[str])
         for (answer, mask), pixels in zip(masks, covered, strict=True)
         if pixels != mask["size"][0] * mask["size"][1]
     }
-    faults += [f"line {n} has a mask that is no RLE of its size ({id})" for n, id in broken.items()]
-    good = [answer for answer in batch if answer.line not in broken]
+    faults = [
+        (n, f"line {n} has a mask that is no RLE of its size ({i})") for n, i in broken.items()
+    ]
+    return list(_rows([answer for answer in batch if answer.line not in broken], surface)), faults
+
+
+def _rows(good: Sequence[_Answer], surface: _Surface | None) -> Iterator[Row]:
     found = [_union(answer.masks, answer.true["size"]) for answer in good]
     for answer, predicted, iou in zip(good, found, _box_ious(good), strict=True):
         said, pair = answer.said, answer.pair
