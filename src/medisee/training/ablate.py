@@ -25,6 +25,7 @@ from ..errors import InputError, ModelError
 from ..hub import find_model
 from ..model import MediSeeConfig, MediSeeModel, SharedEncoderConfig, candidate_tokens
 from ..model.inference import load_weights
+from ..model.placement import compute_dtype
 from ..processing import MediSeeProcessor
 from . import train
 from .recipe import Lora, Recipe
@@ -117,10 +118,17 @@ def recipe_for(row: Row, settings: Settings) -> Recipe:
         "out": str(folder),
         "seed": settings.seed,
         "threads": settings.threads,
+        "precision": _precision(),
         "lora": row.lora,
         "stages": [_stage(name, values, settings) for name, values in stages.items()],
     }
     return Recipe(**{**base, **own})
+
+
+def _precision() -> str:
+    """bf16 where the machine has it; one that has not is far slower with it."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return "bf16" if compute_dtype(device) == torch.bfloat16 else "fp32"
 
 
 def _changed(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
