@@ -91,6 +91,7 @@ def test_both_stages_make_a_model_that_answers(recipe, folders, monkeypatch):
     assert "val_named_referring" not in json.loads(rows[-1])
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_exactly_where_it_was(recipe, tmp_path, monkeypatch):
     monkeypatch.setattr(training, "finish", lambda *_: None)
     training.train(recipe(steps=4, out=str(tmp_path / "whole")))
