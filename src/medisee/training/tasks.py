@@ -65,9 +65,8 @@ class HeadTask:
         truth = crop_boxes(boxes, windows) / torch.cat([content, content], dim=1)
         views = random.integers(data.views, size=len(targets)).tolist()
         maps = self.context.embedding(data, [t.image for t in targets], views)
-        device = self.context.device
-        placed = [part.to(device) for part in (windows, content, truth)]
-        return _Drawn(targets, torch.from_numpy(rows), *placed, maps), random
+        windows, content, truth = (part.to(maps.device) for part in (windows, content, truth))
+        return _Drawn(targets, torch.from_numpy(rows), windows, content, truth, maps), random
 
     def _states(self, targets: Sequence[Target]) -> Tensor:
         return self.read[[target.label for target in targets]]
