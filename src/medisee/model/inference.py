@@ -87,7 +87,7 @@ class TorchRuntime:
             processor.more,
             processor.openings,
             accept,
-            settle=self._settle if self.categories else None,
+            settle=partial(settled, self.categories) if self.categories else None,
             sure=self._sure if self.categories else None,
         )
         return [self._raw(each) for each in perceived]
@@ -98,11 +98,6 @@ class TorchRuntime:
         allowed = None if phrases is None else partial(phrases.allowed, raw.labels)
         most = TOKENS_PER_TARGET * max(len(raw.presence), 1)
         return self.model.explain(raw.handle, opening, self.processor.end_id, most, allowed)
-
-    def _settle(self, states: torch.Tensor) -> torch.Tensor:
-        assert self.categories is not None
-        settled = self.categories.settle(states.float().cpu().numpy())
-        return torch.from_numpy(settled).to(states)
 
     def _sure(self, states: torch.Tensor) -> torch.Tensor:
         assert self.categories is not None
@@ -122,6 +117,12 @@ class TorchRuntime:
         return RawAnswer(
             decision, presence=perceived.presence, handle=perceived, labels=labels, **arrays
         )
+
+
+def settled(categories: Categories, states: torch.Tensor) -> torch.Tensor:
+    """Emitted candidate states (T, n, d) as the heads will read them, on the same device."""
+    found = categories.settle(states.detach().float().cpu().numpy())
+    return torch.from_numpy(found).to(states)
 
 
 def load_weights(folder: Path) -> MediSeeModel:

@@ -17,6 +17,7 @@ from torch import Tensor
 from ..categories import Categories
 from ..familiarity import Familiarity
 from ..model import MediSeeModel
+from ..model.inference import settled
 from ..processing import MediSeeProcessor, clip_input
 from ..structures import QARecord
 from .targets import POOLED, Targets
@@ -101,8 +102,7 @@ class Context:
         """Emitted states (T, n, d) as the heads will read them."""
         if not self.emits_states:
             return states
-        settled = self.categories.settle(states.float().cpu().numpy())
-        return torch.from_numpy(settled).to(self.device)
+        return settled(self.categories, states.float())
 
     @property
     def trains_encoder(self) -> bool:
