@@ -54,9 +54,15 @@ def decisions(path: Path) -> list[str]:
     return [json.loads(line)["decision"] for line in path.read_text("utf-8").splitlines()]
 
 
+def ready(page: Page) -> None:
+    """Waits until the page takes keys again: it does one thing at a time."""
+    page.until("document.getElementById('panel').ariaBusy !== 'true'")
+
+
 def press(page: Page, path: Path, key: str) -> None:
     """Presses the key of a verdict, and waits for it to be on the disk and for the next record."""
     before, question = len(decisions(path)), page.text("#question")
+    ready(page)
     page.keys(key)
     page.until(f"document.getElementById('question').innerText !== {json.dumps(question)}"
                " || document.body.dataset.state === 'done'")  # fmt: skip
@@ -72,6 +78,7 @@ def test_a_queue_is_screened_with_keys_alone(page, screening):
         press(page, path, key)
     assert decisions(path) == ["keep", "drop", "skip"]
 
+    ready(page)
     page.keys("e")
     page.until("!document.getElementById('edit').hidden")
     page.keys(" Really?")
@@ -88,6 +95,7 @@ def test_a_queue_is_screened_with_keys_alone(page, screening):
 
     for _ in range(4):
         before = page.text("#question")
+        ready(page)
         page.keys(LEFT)
         page.until(f"document.getElementById('question').innerText !== {json.dumps(before)}")
     assert page.text("#question") == first
@@ -100,14 +108,13 @@ def test_a_queue_is_screened_with_keys_alone(page, screening):
 def test_two_people_see_how_far_they_agree(page, screening):
     address, path, _ = screening
     for name, keys in (("Ada", "kkkkdddd"), ("Ben", "kkkddddd")):
-        page.js("localStorage.clear()")
         start(page, address, name)
         for key in keys:
             press(page, path, key)
         page.until("document.body.dataset.state === 'done'")
+        page.js("localStorage.clear()")  # the next person comes
     assert "Ada and Ben: Cohen\u2019s kappa 0.75, the same on 7 of 8" in page.text("#agreement")
     assert "Nothing is left here" in page.text("#done")
-    page.js("localStorage.clear()")
 
 
 def test_a_filter_chooses_what_comes(page, screening):

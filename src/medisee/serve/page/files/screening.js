@@ -113,8 +113,10 @@ async function back() {
 
 /** One thing at a time, so that no key counts twice. */
 function run(task) {
+  byId("panel").ariaBusy = "true";
   working ??= attempt(task).finally(() => {
     working = null;
+    byId("panel").ariaBusy = "false";
     setActions();
   });
   return working;
