@@ -17,39 +17,51 @@ __all__ = ["serve"]
 TOKEN = "MEDISEE_TOKEN"
 
 
+Host = Annotated[str, typer.Option(help="Address to listen on.")]
+Port = Annotated[int, typer.Option(min=0, max=65535, help="0 takes any free one.")]
+Token = Annotated[
+    str | None,
+    typer.Option(envvar=TOKEN, help="Bearer token that clients must send.", show_envvar=True),
+]
+AllowOrigin = Annotated[
+    list[str] | None,
+    typer.Option(help="Page elsewhere that browsers let call this server, as https://host."),
+]
+MaxUpload = Annotated[int, typer.Option(min=1, help="Largest request in MiB.")]
+Sessions = Annotated[int, typer.Option(min=1, help="Images kept open at a time.")]
+Keep = Annotated[int, typer.Option(min=1, help="Minutes that an unused image is kept.")]
+MonaiLabel = Annotated[
+    Path | None,
+    typer.Option(metavar="DIR", help="Serve MONAI Label's plugins too, with images from DIR."),
+]
+LabelStudio = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="DIR",
+        exists=True,
+        file_okay=False,
+        help="Draw Label Studio's pre-annotations too, on images from DIR.",
+    ),
+]
+Replicas = Annotated[
+    int, typer.Option(min=0, metavar="N", help="N replicas on Ray Serve; see docs/http.md.")
+]
+
+
 def serve(
     model: ModelOption = "nano",
     device: DeviceOption = None,
     runtime: RuntimeOption = None,
-    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes any free one.")] = 8000,
-    token: Annotated[
-        str | None,
-        typer.Option(envvar=TOKEN, help="Bearer token that clients must send.", show_envvar=True),
-    ] = None,
-    allow_origin: Annotated[
-        list[str] | None,
-        typer.Option(help="Page elsewhere that browsers let call this server, as https://host."),
-    ] = None,
-    max_upload: Annotated[int, typer.Option(min=1, help="Largest request in MiB.")] = 64,
-    sessions: Annotated[int, typer.Option(min=1, help="Images kept open at a time.")] = 64,
-    keep: Annotated[int, typer.Option(min=1, help="Minutes that an unused image is kept.")] = 30,
-    monai_label: Annotated[
-        Path | None,
-        typer.Option(metavar="DIR", help="Serve MONAI Label's plugins too, with images from DIR."),
-    ] = None,
-    label_studio: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="DIR",
-            exists=True,
-            file_okay=False,
-            help="Draw Label Studio's pre-annotations too, on images from DIR.",
-        ),
-    ] = None,
-    ray: Annotated[
-        int, typer.Option(min=0, metavar="N", help="N replicas on Ray Serve; see docs/http.md.")
-    ] = 0,
+    host: Host = "127.0.0.1",
+    port: Port = 8000,
+    token: Token = None,
+    allow_origin: AllowOrigin = None,
+    max_upload: MaxUpload = 64,
+    sessions: Sessions = 64,
+    keep: Keep = 30,
+    monai_label: MonaiLabel = None,
+    label_studio: LabelStudio = None,
+    ray: Replicas = 0,
 ) -> None:
     """Open the page and the HTTP interface.
 
